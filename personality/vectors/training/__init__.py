@@ -1,0 +1,1 @@
+"""How a behavior is put into weights: Apollo, objectives, examples, batches, the trainer."""
