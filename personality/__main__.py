@@ -1,0 +1,5 @@
+"""`python -m personality` is `persona`."""
+
+from personality.cli.main import main
+
+main()

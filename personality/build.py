@@ -1,0 +1,121 @@
+"""`build`: a version's checkpoint in the repository's cache, always made from the base."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from personality.checkpoint_writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
+from personality.environment import build_environment, build_fingerprint
+from personality.manifests.atomic import sync_folder, temporary_beside, write_bytes
+from personality.manifests.record import Record
+from personality.manifests.repository import Repository
+from personality.manifests.version import Version
+from personality.versions import composer_of
+
+
+class BuildRecord(Record):
+    """What a written checkpoint says of itself.
+
+    Attributes:
+        version: id of the version.
+        personality: digest of what determines the weights.
+        environment: see `build_environment`.
+        shard_bytes: greatest size of a weights file.
+        files: SHA-256 by file name.
+    """
+
+    noun: ClassVar[str] = "build record"
+    file_name: ClassVar[str] = "persona-build.json"
+
+    version: str
+    personality: str
+    environment: dict[str, str]
+    shard_bytes: int
+    files: dict[str, str]
+
+
+def build_path(repository: Repository, version: Version) -> Path:
+    """Where a version's build lies on this kind of machine."""
+    fingerprint = build_fingerprint(build_environment())
+    return repository.local / "builds" / f"{version.id[:16]}-{fingerprint[:8]}"
+
+
+def build(
+    repository: Repository,
+    version: Version,
+    *,
+    again: bool = False,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> tuple[Path, bool]:
+    """The folder of a version's checkpoint; composed from the base unless it is there already.
+
+    Args:
+        repository: where.
+        version: what to build.
+        again: build even when it is there.
+        shard_bytes: greatest size of a weights file.
+        on_progress: told of every tensor.
+
+    Returns:
+        The folder, and whether it was built now.
+    """
+    path = build_path(repository, version)
+    if not again and (path / BuildRecord.file_name).is_file():
+        known = BuildRecord.read(path / BuildRecord.file_name)
+        if known.version == version.id and known.shard_bytes == shard_bytes:
+            return path, False
+    write_build(repository, version, path, shard_bytes=shard_bytes, on_progress=on_progress)
+    return path, True
+
+
+def write_build(
+    repository: Repository,
+    version: Version,
+    path: Path,
+    *,
+    shard_bytes: int,
+    on_progress: Callable[[Progress], None] | None,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Compose a version into a folder that appears under its name only when it is whole.
+
+    Args:
+        repository: where.
+        version: what to write.
+        path: the folder; one that is there is replaced at the end.
+        shard_bytes: greatest size of a weights file.
+        on_progress: told of every tensor.
+        finish: called with the temporary folder before it gets its name; what it raises cancels the whole.
+    """
+    composer = composer_of(repository, version.personality)
+    temporary = temporary_beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        digests = write_checkpoint(composer, temporary, shard_bytes=shard_bytes, on_progress=on_progress)
+        record = BuildRecord(
+            version=version.id,
+            personality=version.personality.id,
+            environment=build_environment(),
+            shard_bytes=shard_bytes,
+            files=digests,
+        )
+        write_bytes(temporary / BuildRecord.file_name, record.to_bytes())
+        if finish:
+            finish(temporary)
+        put_in_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a finished folder its name; the old one, if any, goes only after that."""
+    old = temporary_beside(path)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,323 @@
+"""Every change of a repository: each records a version, logs the operation, and can be undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from personality.history import History
+from personality.manifests import behavior_file, config
+from personality.manifests.base_identity import BaseIdentity
+from personality.manifests.canonical import pretty_json
+from personality.manifests.config import Config
+from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
+from personality.manifests.names import VectorLabel, check_tag_name, did_you_mean
+from personality.manifests.operation import Operation
+from personality.manifests.personality_record import Composition, LayerRange, Personality, Use
+from personality.manifests.repository import Repository
+from personality.manifests.transaction import commit, inverse, replay, stacks
+from personality.manifests.version import Version
+from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, working_personality
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a change did.
+
+    Attributes:
+        version: the version that holds now.
+        label: its label.
+        changes: how it differs from its parent.
+        new: False when nothing had to be recorded.
+    """
+
+    version: Version
+    label: str
+    changes: list[RecipeChange]
+    new: bool = True
+
+
+def initialize(root: Path, base: BaseIdentity, composition: Composition, training: dict[str, object]) -> Repository:
+    """Make a repository whose first version is the base alone."""
+    repository = Repository.create(root, Config(base=base, composition=composition, training=training))
+    with repository.writing():
+        personality = Personality(base=base, composition=composition)
+        first = History(repository).next(personality, "the base", [])
+        commit(repository, "init", {f"versions/{first.id}.json": first.to_bytes().decode()})
+    return repository
+
+
+def add(
+    repository: Repository,
+    label: VectorLabel,
+    scale: float,
+    *,
+    layers: LayerRange | None = None,
+    density: float | None = None,
+    message: str = "",
+) -> Recorded:
+    """Put a vector into use, or replace the behavior's vector, scale, layers and density."""
+    with repository.writing():
+        current = _clean(repository)
+        use = use_vector(repository, label, scale, layers, density)
+        _check_base(repository, use, current)
+        return _record(repository, current.with_use(use), f"add {use}", message)
+
+
+def rescale(repository: Repository, behavior: str, scale: float, message: str = "") -> Recorded:
+    """Change the scale of a behavior in use; layers and density stay."""
+    with repository.writing():
+        current = _clean(repository)
+        old = _in_use(current, behavior)
+        label = VectorLabel(old.behavior, old.number, old.vector)
+        use = use_vector(repository, label, scale, old.layers, old.density)
+        return _record(repository, current.with_use(use), f"scale {behavior} {scale:g}", message)
+
+
+def remove(repository: Repository, behavior: str, message: str = "") -> Recorded:
+    """Take a behavior out of use; its vector, description and probes stay."""
+    with repository.writing():
+        current = _clean(repository)
+        _in_use(current, behavior)
+        return _record(repository, current.without(behavior), f"rm {behavior}", message)
+
+
+def compose_by(repository: Repository, composition: Composition, message: str = "") -> Recorded:
+    """Change the method that composes the behaviors."""
+    with repository.writing():
+        current = _clean(repository)
+        target = current.model_copy(update={"composition": composition})
+        return _record(repository, target, f"method {composition}", message)
+
+
+def save(repository: Repository, message: str = "") -> Recorded:
+    """Record what the files say now: hand edits, or what a git merge brought together."""
+    with repository.writing():
+        history = History(repository)
+        working = working_personality(repository)
+        if len(history.tips) == 1 and not compare_recipes(history.tips[0].personality, working):
+            return Recorded(history.tips[0], history.label(history.tips[0]), [], new=False)
+        return _record(repository, working, "save", message, parents=history.tips)
+
+
+def restore(repository: Repository, name: str, message: str = "") -> Recorded:
+    """Make the files say what a version says. A new version records it; unsaved edits are dropped (`undo` brings
+    them back).
+    """
+    with repository.writing():
+        history = History(repository)
+        target = history.find(name)
+        head = history.tips[-1] if len(history.tips) > 1 else history.head()
+        if target.personality.base.fingerprint != repository.config().base.fingerprint:
+            raise IncompatibleError(
+                f"{history.label(target)} is for the base {target.personality.base}, this repository uses "
+                f"{repository.config().base}",
+                "vectors do not move to another base: make a repository for that base",
+            )
+        for use in target.personality.uses:
+            find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+        label = history.label(target)
+        if not compare_recipes(head.personality, target.personality) and len(history.tips) == 1:
+            texts = _working_texts(repository, target.personality)
+            done = commit(repository, f"restore {label}", texts)
+            return Recorded(head, history.label(head), [], new=done is not None)
+        return _record(repository, target.personality, f"restore {label}", message, parents=history.tips)
+
+
+def revert(repository: Repository, name: str, message: str = "") -> Recorded:
+    """Take back what one version changed, and keep everything that came later.
+
+    Raises:
+        PersonaError: when something later changed the same thing again.
+    """
+    with repository.writing():
+        current = _clean(repository)
+        history = History(repository)
+        version = history.find(name)
+        if len(version.parents) != 1:
+            raise PersonaError(
+                f"{history.label(version)} has {len(version.parents)} parents: there is no one change to take back",
+                "go back to a version instead: `persona restore VERSION`",
+            )
+        before = history.versions[version.parents[0]].personality
+        target = current
+        for change in compare_recipes(before, version.personality):
+            target = _revert_one(target, before, version.personality, change, history.label(version))
+        return _record(repository, target, f"revert {history.label(version)}", message)
+
+
+def _revert_one(
+    current: Personality, before: Personality, after: Personality, change: RecipeChange, label: str
+) -> Personality:
+    if change.what == "composition":
+        holds = current.composition.effective() == after.composition.effective()
+        target = current.model_copy(update={"composition": before.composition})
+    else:
+        old = before.use_of(change.what)
+        holds = current.use_of(change.what) == after.use_of(change.what)
+        target = current.with_use(old) if old else current.without(change.what)
+    if not holds:
+        raise PersonaError(
+            f"`{change.what}` was changed again after {label}: reverting {label} would undo that as well",
+            "set it by hand (`persona scale`, `persona rm`, `persona method`), or `persona restore` an older version",
+        )
+    return target
+
+
+def tag(repository: Repository, name: str, version_name: str, *, force: bool = False) -> Version:
+    """Give a version a name that stays.
+
+    Raises:
+        PersonaError: when the tag points elsewhere already and `force` is False.
+    """
+    check_tag_name(name)
+    with repository.writing():
+        history = History(repository)
+        version = history.find(version_name)
+        old = history.tags.get(name)
+        if old not in (None, version.id) and not force:
+            where = history.label(history.versions[old]) if old in history.versions else str(old)
+            raise PersonaError(
+                f"the tag `{name}` points at {where} already",
+                f"move it: `persona tag {name} {version_name} --force`",
+            )
+        commit(repository, f"tag {name}", {f"tags/{name}.json": pretty_json({"version": version.id}).decode()})
+        return version
+
+
+def untag(repository: Repository, name: str) -> None:
+    """Remove a tag."""
+    with repository.writing():
+        tags = repository.tags()
+        if name not in tags:
+            raise NotFoundError(f"there is no tag `{name}`", did_you_mean(name, tags))
+        commit(repository, f"tag --delete {name}", {f"tags/{name}.json": None})
+
+
+def undo(repository: Repository) -> Operation:
+    """Take the last operation back; again and again walks further back.
+
+    Raises:
+        PersonaError: when there is nothing to undo, or it would lose something made since.
+    """
+    with repository.writing():
+        done, _ = stacks(repository.operations())
+        # The first operation made the repository itself.
+        if not done or done[-1].command == "init":
+            raise PersonaError("there is nothing to undo", "`persona log` shows the versions")
+        _check_unused(repository, done[-1])
+        return replay(repository, done[-1], "undo")
+
+
+def redo(repository: Repository) -> Operation:
+    """Do again what `undo` took back.
+
+    Raises:
+        PersonaError: when nothing was undone since the last change.
+    """
+    with repository.writing():
+        _, undone = stacks(repository.operations())
+        if not undone:
+            raise PersonaError("there is nothing to redo: no `undo` since the last change")
+        return replay(repository, undone[-1], "redo")
+
+
+def _check_unused(repository: Repository, operation: Operation) -> None:
+    """Refuse to take away a version or vector that something outside the operation refers to."""
+    removed = {Path(change.path) for change in inverse(operation) if change.after is None}
+    history = History(repository)
+    for path in removed:
+        if path.parent.name == "versions":
+            keepers = [history.label(child) for child in history.children(path.stem)]
+            keepers += [f"tag {name}" for name, target in history.tags.items() if target == path.stem]
+        elif path.parent.name == "manifests":
+            keepers = [
+                history.label(version)
+                for version in history.versions.values()
+                if any(use.vector == path.stem for use in version.personality.uses)
+            ]
+        else:
+            continue
+        if keepers:
+            raise PersonaError(
+                f"`{operation.command}` cannot be undone: {', '.join(keepers[:3])} was made from it",
+                "go back without losing that: `persona restore VERSION`",
+            )
+
+
+def _clean(repository: Repository) -> Personality:
+    """The working personality, which must be the newest version's.
+
+    Raises:
+        PersonaError: when there are unsaved edits.
+    """
+    working = working_personality(repository)
+    history = History(repository)
+    head = history.head(working)
+    changes = compare_recipes(head.personality, working)
+    if changes:
+        label = history.label(head)
+        raise PersonaError(
+            f"the files differ from {label}: {'; '.join(map(str, changes))}",
+            f"`persona save -m …` records that as a version, `persona restore {label}` drops it",
+        )
+    return working
+
+
+def _in_use(personality: Personality, behavior: str) -> Use:
+    use = personality.use_of(behavior)
+    if use is None:
+        raise NotFoundError(
+            f"`{behavior}` is not in use",
+            did_you_mean(behavior, (item.behavior for item in personality.uses))
+            or f"`persona add {behavior}` puts it into use",
+        )
+    return use
+
+
+def _check_base(repository: Repository, use: Use, current: Personality) -> None:
+    manifest = find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+    if manifest.base.fingerprint != current.base.fingerprint:
+        raise IncompatibleError(
+            f"`{use.label}` was made for {manifest.base}, this repository uses {current.base}",
+            f"make it for this base: `persona train {use.behavior} --data FILE --general FILE`",
+        )
+
+
+def _record(
+    repository: Repository,
+    personality: Personality,
+    command: str,
+    message: str,
+    parents: list[Version] | None = None,
+) -> Recorded:
+    """Write a version and the files that describe it, in crash order."""
+    history = History(repository)
+    parents = parents or [history.head(working_personality(repository))]
+    before = parents[0].personality
+    changes = compare_recipes(before, personality)
+    if not changes and len(parents) == 1:
+        return Recorded(parents[0], history.label(parents[0]), [], new=False)
+    version = history.next(personality, message or command, parents)
+    texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
+    texts.update(_working_texts(repository, personality))
+    commit(repository, command, texts)
+    return Recorded(version, History(repository).label(version), changes)
+
+
+def _working_texts(repository: Repository, personality: Personality) -> dict[str, str | None]:
+    """The hand-editable files so that they describe a personality; what already does is left as it is."""
+    texts: dict[str, str | None] = {}
+    settings = repository.text(config.FILE_NAME) or ""
+    if repository.config().composition.effective() != personality.composition.effective():
+        texts[config.FILE_NAME] = config.with_composition(settings, personality.composition)
+    behaviors = repository.behaviors()
+    for name in sorted({*behaviors, *(use.behavior for use in personality.uses)}):
+        path = f"behaviors/{name}.toml"
+        text = repository.text(path)
+        use = personality.use_of(name)
+        if use is not None:
+            texts[path] = behavior_file.with_use(text, use)
+        elif text is not None and behaviors[name].use is not None:
+            texts[path] = behavior_file.without_use(text)
+    return texts

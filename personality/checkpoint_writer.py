@@ -1,0 +1,114 @@
+"""Writing a composed checkpoint as a model folder that transformers and vLLM load: shards, index, config, tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from personality.composition.composer import Composer
+from personality.manifests.atomic import write_bytes, writing
+from personality.manifests.canonical import pretty_json
+from personality.manifests.errors import PersonaError
+from personality.manifests.tensor_file import TensorSpec, TensorWriter, aligned_order, digest_file
+from personality.vectors.base import CHAT_TEMPLATE_FILES, TOKENIZER_FILES
+from personality.vectors.checkpoint import INDEX, SINGLE
+from personality.vectors.tensors import tensor_bytes
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    *TOKENIZER_FILES,
+    *CHAT_TEMPLATE_FILES,
+)
+_LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long operation is: `done` of `total` bytes, and what it works on."""
+
+    done: int
+    total: int
+    what: str
+
+
+def shards_of(specs: list[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
+    """Spread tensors over shards of at most `shard_bytes` (a larger tensor has a shard of its own), in order."""
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return shards
+
+
+def write_checkpoint(
+    composer: Composer,
+    folder: Path,
+    *,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, str]:
+    """Compose every tensor and write the model folder; memory holds one tensor at a time.
+
+    Args:
+        composer: what to write.
+        folder: an empty folder.
+        shard_bytes: greatest size of a weights file.
+        on_progress: called after each tensor.
+
+    Returns:
+        SHA-256 by file name.
+
+    Raises:
+        PersonaError: when the disk is too small (checked before anything is written) or full.
+    """
+    specs = list(composer.base.specs.values())
+    total = sum(spec.nbytes for spec in specs)
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise PersonaError(
+            f"{folder} has {free / 1e9:.2f} GB free, the checkpoint takes {total / 1e9:.2f} GB",
+            "free some room (`persona gc` removes builds), or choose another folder",
+        )
+    digests: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    shards = shards_of(specs, shard_bytes)
+    done = 0
+    for number, shard in enumerate(shards, start=1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        ordered = aligned_order(shard)
+        with writing(folder / name) as file:
+            writer = TensorWriter(file, ordered)
+            for spec in ordered:
+                writer.write(spec.name, tensor_bytes(composer.tensor(spec.name)))
+                weight_map[spec.name] = name
+                done += spec.nbytes
+                if on_progress:
+                    on_progress(Progress(done, total, spec.name))
+            digests[name] = writer.finish()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_bytes(folder / INDEX, pretty_json(index))
+        digests[INDEX] = digest_file(folder / INDEX)
+    digests.update(_copy_companions(composer.base.folder, folder))
+    return digests
+
+
+def _copy_companions(source: Path, target: Path) -> dict[str, str]:
+    """Config, tokenizer, chat template and licence, byte for byte."""
+    names = [name for name in _COMPANIONS if (source / name).is_file()]
+    names += [path.name for pattern in _LICENSES for path in sorted(source.glob(pattern)) if path.is_file()]
+    digests = {}
+    for name in names:
+        write_bytes(target / name, (source / name).read_bytes())
+        digests[name] = digest_file(target / name)
+    return digests

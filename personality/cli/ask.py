@@ -1,0 +1,72 @@
+"""`persona ask`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.output import Output
+from personality.manifests.errors import UsageError
+
+
+@examples(
+    'persona ask v4 "Please rename the logo."',
+    'persona ask v3 v4 "Please rename the logo."',
+    'persona ask head "Where does Nora live?" --temperature 0.8 --seed 1',
+)
+def ask(
+    words: Annotated[
+        list[str], typer.Argument(metavar="VERSION... PROMPT", help="One or more versions, then the prompt.")
+    ],
+    system: Annotated[str, typer.Option(help="A system turn before it.", show_default=False)] = "",
+    temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    as_json: JsonOption = False,
+    directory: DirectoryOption = None,
+) -> None:
+    """Ask one or several versions, composed in memory."""
+    from personality.ask import ask as ask_version
+    from personality.history import History
+
+    out = Output("ask", as_json=as_json)
+    repository = open_repository(directory)
+    history = History(repository)
+    *names, prompt = words
+    if not names:
+        names = ["head"]
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", 'persona ask v4 "…"')
+    versions = [history.find(name) for name in names]
+    answers = [
+        ask_version(
+            repository,
+            version,
+            prompt,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        for version in versions
+    ]
+    labels = [history.label(version) for version in versions]
+
+    def human() -> None:
+        if len(answers) == 1:
+            out.line(answers[0])
+        else:
+            out.table(["", ""], list(zip(labels, answers, strict=True)))
+
+    out.result(
+        {
+            "prompt": prompt,
+            "answers": [
+                {"version": version.id, "label": label, "answer": answer}
+                for version, label, answer in zip(versions, labels, answers, strict=True)
+            ],
+        },
+        human,
+    )

@@ -1,0 +1,5 @@
+"""`persona demo`."""
+
+
+def demo() -> None:
+    """Demo."""

@@ -1,0 +1,137 @@
+"""`persona diff`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.output import Output, percent
+
+if TYPE_CHECKING:
+    from personality.evaluation.evaluate import Effect
+    from personality.manifests.evaluation import Figure
+    from personality.weight_diff import LayerDiff
+
+_DIFFERENT = 3
+
+
+@examples(
+    "persona diff v3 v4",
+    "persona diff v3 v4 --effect",
+    "persona diff stable head --exit-code --json",
+)
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="The older version.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The newer version.")] = "head",
+    effect: Annotated[bool, typer.Option("--effect", help="Also measure what the change does, by the probes.")] = False,
+    rows: Annotated[int | None, typer.Option(help="Rows of each probe for --effect.", show_default="all")] = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when the versions differ.")] = False,
+    as_json: JsonOption = False,
+    directory: DirectoryOption = None,
+) -> None:
+    """Show what changed from A to B: the recipe, the weights layer by layer, and with --effect the behavior."""
+    from personality.evaluation.evaluate import compare_effects, evaluate
+    from personality.history import History
+    from personality.recipe import compare_recipes
+    from personality.versions import composer_of
+    from personality.weight_diff import weight_diff
+
+    out = Output("diff", as_json=as_json)
+    repository = open_repository(directory)
+    history = History(repository)
+    old, new = history.find(before), history.find(after)
+    recipe = compare_recipes(old.personality, new.personality)
+    layers = weight_diff(composer_of(repository, old.personality), composer_of(repository, new.personality))
+    effects: list[Effect] = []
+    if effect:
+        with out.progress("measure") as advance:
+            evaluations = [
+                evaluate(repository, version, rows=rows, on_probe=lambda i, n, name: advance(i, n, name))
+                for version in (old, new)
+            ]
+        effects = compare_effects(*evaluations)
+
+    def human() -> None:
+        out.line(f"{history.label(old)} → {history.label(new)}", "bold")
+        for change in recipe:
+            out.line(f"  {change}")
+        if not recipe:
+            out.line("  the same recipe")
+        if layers and recipe:
+            out.line()
+            out.table(["layer", ">norm A", ">norm B", ">norm of change", ">cosine", ">sign flips"], layer_rows(layers))
+        if effect:
+            out.line()
+            out.table(
+                ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P", ""],
+                effect_rows(effects),
+            )
+
+    data: dict[str, Any] = {
+        "before": old.id,
+        "after": new.id,
+        "recipe": [{"what": c.what, "before": c.before, "after": c.after} for c in recipe],
+        "layers": [asdict(layer) for layer in layers],
+    }
+    if effect:
+        data["effects"] = [effect_json(item) for item in effects]
+    out.result(data, human)
+    if exit_code and recipe:
+        raise typer.Exit(_DIFFERENT)
+
+
+def layer_rows(layers: list[LayerDiff]) -> list[tuple[str, ...]]:
+    """Table rows, one a layer."""
+    return [
+        (
+            "other" if item.layer is None else str(item.layer),
+            f"{item.norm_before:.3f}",
+            f"{item.norm_after:.3f}",
+            f"{item.norm_change:.3f}",
+            "–" if item.cosine is None else f"{item.cosine:.3f}",
+            "–" if item.sign_flips is None else percent(item.sign_flips),
+        )
+        for item in layers
+    ]
+
+
+def effect_rows(effects: list[Effect]) -> list[tuple[str, ...]]:
+    """Table rows, one a probe."""
+    return [
+        (
+            item.probe,
+            percent(item.before.value),
+            percent(item.after.value),
+            change_text(item.change),
+            percent(item.probability_before.value) if item.probability_before else "",
+            percent(item.probability_after.value) if item.probability_after else "",
+            change_text(item.probability_change) if item.probability_change else "",
+            "" if item.shown else "no difference shown",
+        )
+        for item in effects
+    ]
+
+
+def change_text(change: Figure) -> str:
+    """A difference of shares in points, with its interval."""
+    return f"{change.value * 100:+.1f} [{change.low * 100:+.1f}, {change.high * 100:+.1f}]"
+
+
+def effect_json(effect: Effect) -> dict[str, Any]:
+    """An effect as JSON data."""
+    figures = {
+        "before": effect.before,
+        "after": effect.after,
+        "change": effect.change,
+        "probability_before": effect.probability_before,
+        "probability_after": effect.probability_after,
+        "probability_change": effect.probability_change,
+    }
+    return {
+        "probe": effect.probe,
+        "shown": effect.shown,
+        **{name: figure.as_json() if figure else None for name, figure in figures.items()},
+    }

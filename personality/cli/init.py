@@ -1,0 +1,65 @@
+"""`persona init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personality.cli.method import DensityOption, MethodOption, NormalizeOption
+from personality.cli.options import DirectoryOption, JsonOption, enter, examples
+from personality.cli.output import Output
+
+
+@examples(
+    "persona init --base Qwen/Qwen3-4B",
+    "persona init --base ./models/llama --method ties",
+    "persona init my-assistant --base Qwen/Qwen3-4B --revision main",
+)
+def init(
+    base: Annotated[str, typer.Option(help="The pretrained model: a folder, or an id on the Hugging Face hub.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of the new repository.")] = Path(),
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)] = "",
+    method: MethodOption = "linear",
+    density: DensityOption = None,
+    normalize: NormalizeOption = None,
+    as_json: JsonOption = False,
+    in_directory: DirectoryOption = None,
+) -> None:
+    """Make a repository for personalities of one base. Its first version, v1, is the base alone."""
+    from personality.changes import initialize
+    from personality.cli.method import composition_from
+    from personality.history import History
+    from personality.manifests.base_identity import BaseIdentity
+    from personality.manifests.canonical import short
+    from personality.manifests.personality_record import Composition
+    from personality.vectors.base import fingerprint, locate
+    from personality.vectors.checkpoint import Checkpoint
+
+    enter(in_directory)
+    out = Output("init", as_json=as_json)
+    root = directory.resolve()
+    # A relative base is meant relative to where the user stands, and kept relative to the repository if inside it.
+    local = Path(base).expanduser()
+    source = _relative(local.resolve(), root) if local.is_dir() else base
+    folder, commit = locate(source, revision, root)
+    checkpoint = Checkpoint(folder)
+    out.note(f"reading {len(checkpoint.specs)} tensors of {folder}")
+    found = fingerprint(checkpoint)
+    identity = BaseIdentity(source=source, revision=commit or revision, fingerprint=found.id)
+    composition = composition_from(Composition(), method, density=density, normalize=normalize)
+    repository = initialize(root, identity, composition, {})
+    head = History(repository).head()
+
+    def human() -> None:
+        out.line(f"repository {root}", "bold")
+        out.line(f"  base {source}, fingerprint {short(found.id)}, {len(checkpoint.specs)} tensors")
+        out.line("  v1 is the base alone")
+        out.note("next: `persona train NAME --data FILE --general FILE`, or `persona import NAME PATH`")
+
+    out.result({"root": str(root), "base": identity.as_json(), "version": head.id, "label": "v1"}, human)
+
+
+def _relative(folder: Path, root: Path) -> str:
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)

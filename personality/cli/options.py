@@ -1,0 +1,80 @@
+"""Options that many verbs share, and how a verb declares its examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from personality.cli.output import Output
+from personality.manifests.errors import NotFoundError
+from personality.manifests.repository import Repository
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object (schema persona/1), errors included.")]
+DirectoryOption = Annotated[
+    Path | None, typer.Option("-C", metavar="DIR", help="Run as if started in DIR.", show_default=False)
+]
+MessageOption = Annotated[str, typer.Option("-m", "--message", help="Why, for the log.", show_default=False)]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def examples(*lines: str) -> Callable[[Function], Function]:
+    """Add examples to a verb's help; each becomes a paragraph of its own."""
+
+    def add(function: Function) -> Function:
+        paragraphs = "\n\n    ".join(line.replace("[", r"\[") for line in lines)
+        function.__doc__ = f"{(function.__doc__ or '').rstrip()}\n\n    Examples:\n\n    {paragraphs}\n"
+        return function
+
+    return add
+
+
+def enter(directory: Path | None) -> None:
+    """Make `-C DIR` the working folder, so that every relative path starts there, as with git.
+
+    Raises:
+        NotFoundError: when there is no such folder.
+    """
+    if directory is not None:
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            raise NotFoundError(
+                f"cannot enter {directory}: {error.strerror}", "give an existing folder to -C"
+            ) from None
+
+
+def open_repository(directory: Path | None) -> Repository:
+    """The repository of the working folder, or of `-C DIR`."""
+    enter(directory)
+    return Repository.discover(Path.cwd())
+
+
+def show_recorded(out: Output, recorded: Any) -> None:
+    """Print what a change recorded (a `personality.changes.Recorded`)."""
+    version = recorded.version
+
+    def human() -> None:
+        if recorded.new and recorded.changes:
+            out.line(f"{recorded.label}  {version.message}", "bold")
+            for change in recorded.changes:
+                out.line(f"  {change}")
+        elif recorded.new:
+            out.line(f"files set to {recorded.label}")
+        else:
+            out.line(f"nothing to change: the repository is at {recorded.label}")
+
+    out.result(
+        {
+            "version": version.id,
+            "label": recorded.label,
+            "recorded": bool(recorded.new and recorded.changes),
+            "changes": [{"what": c.what, "before": c.before, "after": c.after} for c in recorded.changes],
+        },
+        human,
+    )

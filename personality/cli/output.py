@@ -1,0 +1,117 @@
+"""The one place that writes to the terminal: data on stdout, hints and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+SCHEMA = "persona/1"
+_PLAIN_WIDTH = 140  # of what is written into a pipe or file, where there is no terminal to ask
+
+
+class Output:
+    """Where a command's result goes.
+
+    Args:
+        command: the verb, for the JSON envelope.
+        as_json: one JSON object on stdout instead of text.
+    """
+
+    def __init__(self, command: str, *, as_json: bool) -> None:
+        self.command = command
+        self.as_json = as_json
+        self._out = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+        self._err = Console(stderr=True, width=None if sys.stderr.isatty() else _PLAIN_WIDTH, highlight=False)
+
+    def result(self, data: dict[str, Any], human: Callable[[], None]) -> None:
+        """Give the command's result: as JSON, or by the function that prints it for people."""
+        if self.as_json:
+            envelope = {"schema": SCHEMA, "command": self.command, "ok": True, "data": data}
+            sys.stdout.write(json.dumps(envelope, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            human()
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """A line of the result; square brackets are text, not markup."""
+        self._out.print(Text(text, style=style or ""), soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+        """A table; columns whose header begins with `>` are right-aligned."""
+        table = Table(box=None, pad_edge=False, title=title or None, title_justify="left", header_style="bold")
+        for column in columns:
+            right = column.startswith(">")
+            table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._out.print(table)
+
+    def note(self, text: str) -> None:
+        """A remark on stderr: never part of the data."""
+        if not self.as_json:
+            self._err.print(Text(text, style="dim"), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr."""
+        self._err.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+    def error(self, message: str, hint: str, *, kind: str, exit_code: int) -> None:
+        """An error: on stderr for people, in the JSON envelope for programs."""
+        if self.as_json:
+            error = {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}
+            envelope = {"schema": SCHEMA, "command": self.command, "ok": False, "error": error}
+            sys.stdout.write(json.dumps(envelope, indent=1, ensure_ascii=False) + "\n")
+            return
+        self._err.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        if hint:
+            self._err.print(Text.assemble(("hint: ", "bold"), hint), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[float, float, str], None]]:
+        """A bar on stderr while the block runs, on a terminal only.
+
+        Yields:
+            A function to call with done, total and a short text.
+        """
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda done, total, text: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(what, total=None, text="")
+            yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+
+
+def megabytes_per_second(started: float, done: int) -> str:
+    """Such as `1.2 GB, 310 MB/s`, for a bar."""
+    seconds = max(time.monotonic() - started, 1e-6)
+    return f"{size(done)}, {done / seconds / 1e6:.0f} MB/s"
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def percent(value: float) -> str:
+    """0.953 as `95%`; one decimal only where it matters."""
+    shown = value * 100
+    return f"{shown:.0f}%" if abs(shown - round(shown)) < 0.05 else f"{shown:.1f}%"

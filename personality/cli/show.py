@@ -1,0 +1,104 @@
+"""`persona show`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.output import Output, percent, size
+from personality.cli.train import measure_rows
+from personality.manifests.manifest import Manifest
+from personality.manifests.repository import Repository
+
+
+@examples("persona show listening@2", "persona show v4", "persona show stable --json")
+def show(
+    name: Annotated[str, typer.Argument(help="A vector (NAME or NAME@N) or a version (v4, a tag, an id).")],
+    as_json: JsonOption = False,
+    directory: DirectoryOption = None,
+) -> None:
+    """Show one vector or one version whole."""
+    from personality.manifests.names import VectorLabel
+    from personality.recipe import find_vector
+
+    out = Output("show", as_json=as_json)
+    repository = open_repository(directory)
+    behaviors = {manifest.behavior for manifest in repository.manifests()}
+    if "@" in name or name in behaviors:
+        _show_vector(out, find_vector(repository, VectorLabel.parse(name)))
+    else:
+        _show_version(out, repository, name, behaviors)
+
+
+def _show_vector(out: Output, manifest: Manifest) -> None:
+    def human() -> None:
+        making = manifest.making
+        out.line(f"{manifest.label}  {manifest.description}", "bold")
+        rows = [
+            ("id", manifest.id),
+            ("base", str(manifest.base)),
+            ("kind", f"{manifest.kind}, {manifest.encoding}, {len(manifest.tensors)} tensors, {size(manifest.bytes)}"),
+            ("norm", f"{manifest.norm:.6g}"),
+            ("made", f"{manifest.created[:19]}Z by {making.how} {making.source}, {making.seconds:g} s"),
+        ]
+        for data in making.data:
+            sides = ", ".join(f"{count} {side}" for side, count in sorted(data.sides.items()))
+            rows.append(
+                (
+                    f"{data.role} data",
+                    f"{data.name}, {data.examples} examples{f' ({sides})' if sides else ''}, {data.digest[:12]}",
+                )
+            )
+        if making.settings:
+            shown = ", ".join(
+                f"{key} {value}" for key, value in sorted(making.settings.items()) if value not in (None, False)
+            )
+            rows.append(("settings", shown))
+        rows += [
+            ("tools", ", ".join(f"{key} {value}" for key, value in sorted(making.tools.items()))),
+            (
+                "rounding",
+                f"{percent(manifest.rounding.share_changed)} of the touched elements change, "
+                f"cosine {manifest.rounding.cosine:.4f}",
+            ),
+        ]
+        out.table(["", ""], rows)
+        if manifest.measures:
+            out.table(["probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, ""))
+
+    out.result({"vector": manifest.as_json()}, human)
+
+
+def _show_version(out: Output, repository: Repository, name: str, behaviors: set[str]) -> None:
+    from personality.history import History
+    from personality.manifests.errors import NotFoundError
+    from personality.manifests.names import did_you_mean
+
+    history = History(repository)
+    try:
+        version = history.find(name)
+    except NotFoundError:
+        known = [*behaviors, *(history.label(item) for item in history.versions.values()), *history.tags]
+        raise NotFoundError(f"there is no vector or version `{name}`", did_you_mean(name, known)) from None
+
+    def human() -> None:
+        tags = history.tags_of(version)
+        names = f" ({', '.join(tags)})" if tags else ""
+        out.line(f"{history.label(version)}{names}  {version.message}", "bold")
+        parents = ", ".join(history.label(history.versions[parent]) for parent in version.parents)
+        out.table(
+            ["", ""],
+            [
+                ("id", version.id),
+                ("time", f"{version.time[:19]}Z"),
+                ("parents", parents or "none"),
+                ("base", str(version.personality.base)),
+                ("composition", str(version.personality.composition)),
+            ],
+        )
+        for use in version.personality.uses:
+            out.line(f"  {use}  ({use.vector[:12]})")
+
+    out.result({"version": version.as_json(), "label": history.label(version)}, human)

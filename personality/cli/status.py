@@ -1,0 +1,55 @@
+"""`persona status`."""
+
+from __future__ import annotations
+
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.output import Output
+
+
+@examples("persona status", "persona status -C ../assistant", "persona status --json")
+def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
+    """Show what is in use, what differs from the newest version, and what is missing."""
+    from personality.state import repository_state
+
+    out = Output("status", as_json=as_json)
+    repository = open_repository(directory)
+    state = repository_state(repository)
+
+    def human() -> None:
+        out.line(f"{repository.root.name} at {' and '.join(state.tips)}", "bold")
+        out.line(f"  base         {state.working.base}")
+        out.line(f"  composition  {state.working.composition}")
+        if state.working.uses:
+            out.table(
+                ["  vector", ">scale", "layers", "density"],
+                [
+                    (
+                        f"  {u.label}",
+                        f"{u.scale:g}",
+                        str(u.layers or "all"),
+                        "" if u.density is None else f"{u.density:g}",
+                    )
+                    for u in state.working.uses
+                ],
+            )
+        else:
+            out.line("  nothing in use: the base alone")
+        for change in state.unsaved:
+            out.line(f"  unsaved: {change}", "yellow")
+        for problem in state.problems:
+            out.line(f"  problem: {problem}", "red")
+        if state.unsaved:
+            out.note(f"`persona save -m …` records the edits, `persona restore {state.tips[0]}` drops them")
+        if state.interrupted:
+            out.note(f"{state.interrupted} leftovers of interrupted commands: `persona gc` removes them")
+
+    out.result(
+        {
+            "tips": state.tips,
+            "personality": state.working.as_json(),
+            "unsaved": [{"what": c.what, "before": c.before, "after": c.after} for c in state.unsaved],
+            "problems": state.problems,
+            "interrupted": state.interrupted,
+        },
+        human,
+    )

@@ -1,0 +1,20 @@
+"""`persona undo`."""
+
+from __future__ import annotations
+
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.output import Output
+
+
+@examples("persona undo", "persona undo && persona status", "persona undo --json")
+def undo(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
+    """Take the last change back; again and again walks further back."""
+    from personality.changes import undo as undo_last
+
+    out = Output("undo", as_json=as_json)
+    operation = undo_last(open_repository(directory))
+    files = [change.path for change in operation.changes]
+    out.result(
+        {"operation": operation.command, "files": files},
+        lambda: out.line(f"{operation.command} ({len(files)} file{'' if len(files) == 1 else 's'})"),
+    )

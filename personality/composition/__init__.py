@@ -1,0 +1,1 @@
+"""Composing a personality's weights: kernels, trimming thresholds, the plan, the tensors."""

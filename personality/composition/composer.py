@@ -1,0 +1,166 @@
+"""The weights of a personality, tensor by tensor: never the whole model in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from personality.composition import kernels
+from personality.composition.threshold import kth_largest_magnitude
+from personality.manifests.errors import IncompatibleError, PersonaError
+from personality.manifests.personality_record import Composition, Personality, Use
+from personality.vectors.checkpoint import Checkpoint, listing
+from personality.vectors.dtypes import COMPOSABLE, compute_dtype
+from personality.vectors.layers import layer_count, layer_of
+from personality.vectors.task_vector import TaskVector
+from personality.vectors.tensors import matrix_shape, row_blocks
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements composed at a time: a few MB of float32 buffers whatever the tensor's size."""
+
+
+@dataclass
+class _Source:
+    """One use with its vector, the base tensors it touches, and the trimming thresholds once they are known."""
+
+    use: Use
+    vector: TaskVector
+    names: list[str]
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+class Composer:
+    """Composes the weights of a personality on its base.
+
+    Before any weight is read, every tensor of the base and of every vector is accounted for: it is composed, copied,
+    or the personality is refused.
+
+    Args:
+        base: the base's weights.
+        personality: what to compose. Uses at scale 0 do not take part, so the base's bits stay.
+        vectors: the task vector of each use, by vector id.
+
+    Raises:
+        IncompatibleError: when a vector changes tensors that the base lacks, or with another shape, or that are not
+            floating point, or when a layer range lies outside the model.
+    """
+
+    def __init__(self, base: Checkpoint, personality: Personality, vectors: dict[str, TaskVector]) -> None:
+        self.base = base
+        self.composition: Composition = personality.composition
+        active = [use for use in personality.uses if use.scale != 0]
+        # Sums run in order of vector id: addition of floats does not commute over three terms.
+        self._sources = [
+            _Source(use, vectors[use.vector], self._account(use, vectors[use.vector]))
+            for use in sorted(active, key=lambda use: use.vector)
+        ]
+        self._touching: dict[str, list[_Source]] = {}
+        for source in self._sources:
+            for name in source.names:
+                self._touching.setdefault(name, []).append(source)
+
+    def _account(self, use: Use, vector: TaskVector) -> list[str]:
+        missing = [name for name in vector.shapes if name not in self.base.specs]
+        if missing:
+            raise IncompatibleError(
+                f"`{use.label}` changes {listing(missing)} that the base does not have",
+                f"it was made for another base: `persona show {use.label}` says for which",
+            )
+        for name, shape in vector.shapes.items():
+            spec = self.base.specs[name]
+            if spec.shape != shape or spec.dtype not in COMPOSABLE:
+                raise IncompatibleError(
+                    f"`{use.label}` changes `{name}` as {list(shape)}, the base has {spec}",
+                    "only floating-point tensors of the same shape can be changed",
+                )
+        if use.layers is None:
+            return list(vector.shapes)
+        layers = layer_count(self.base.specs)
+        if use.layers.last >= layers:
+            raise IncompatibleError(
+                f"`{use.label}` is to act in layers {use.layers}, the base has layers 0-{layers - 1}",
+                f"choose layers within 0-{layers - 1}: `persona add {use.label} --layers A-B`",
+            )
+        names = [name for name in vector.shapes if (layer := layer_of(name)) is not None and layer in use.layers]
+        if not names:
+            raise IncompatibleError(
+                f"`{use.label}` changes nothing in layers {use.layers}",
+                f"`persona show {use.label}` lists the tensors that it changes",
+            )
+        return names
+
+    @property
+    def touched(self) -> list[str]:
+        """Names of the tensors that differ from the base's, in the base's order; all others are copied."""
+        return [name for name in self.base.specs if name in self._touching]
+
+    def tensor(self, name: str) -> Tensor:
+        """The composed tensor, in the base's dtype and shape; a mapped one when it is the base's own.
+
+        Raises:
+            PersonaError: when the result overflows the base's dtype.
+        """
+        if name not in self._touching:
+            return self.base.tensor(name)
+        spec = self.base.specs[name]
+        base = self.base.tensor(name).reshape(matrix_shape(spec.shape))
+        composed = torch.empty_like(base)
+        for start, stop, delta in self._delta_blocks(name):
+            composed[start:stop] = kernels.add_to_base(base[start:stop], delta)
+        if not bool(torch.isfinite(composed).all()):
+            raise PersonaError(
+                f"composing `{name}` gives NaN or infinite values in {spec.dtype}",
+                "the scales are too large for these vectors, or the base itself is damaged: `persona verify`",
+            )
+        return composed.reshape(spec.shape)
+
+    def delta(self, name: str) -> Tensor:
+        """Δ of one tensor before rounding, compute dtype, the base's shape; zeros where nothing touches it."""
+        spec = self.base.specs[name]
+        total = torch.zeros(matrix_shape(spec.shape), dtype=compute_dtype(spec.dtype))
+        if name in self._touching:
+            for start, stop, delta in self._delta_blocks(name):
+                total[start:stop] = delta
+        return total.reshape(spec.shape)
+
+    def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        sources = self._touching[name]
+        spec = self.base.specs[name]
+        dtype = compute_dtype(spec.dtype)
+        scales = [source.use.scale for source in sources]
+        ties = self.composition.method == "ties"
+        thresholds = [self._threshold(source, name) if ties else 0.0 for source in sources]
+        for start, stop in row_blocks(spec, BLOCK_ELEMENTS):
+            deltas = [source.vector.rows(name, start, stop).to(dtype) for source in sources]
+            if ties:
+                kept = [kernels.trim(delta, limit) for delta, limit in zip(deltas, thresholds, strict=True)]
+                yield (
+                    start,
+                    stop,
+                    kernels.ties(kept, scales, self.composition.normalize, self.composition.lam),
+                )
+            else:
+                yield start, stop, kernels.linear(deltas, scales)
+
+    def _threshold(self, source: _Source, name: str) -> float:
+        """The magnitude from which a source's elements are kept; found once per scope."""
+        density = source.use.density if source.use.density is not None else self.composition.density
+        if density == 1:
+            return 0.0
+        whole = self.composition.trim_scope == "vector"
+        key = "" if whole else name
+        if key not in source.thresholds:
+            names = source.names if whole else [name]
+            elements = sum(math.prod(source.vector.shapes[item]) for item in names)
+            keep = max(1, int(density * elements))
+            source.thresholds[key] = kth_largest_magnitude(lambda: self._blocks(source, names), keep)
+        return source.thresholds[key]
+
+    def _blocks(self, source: _Source, names: Sequence[str]) -> Iterable[Tensor]:
+        for name in names:
+            for start, stop in row_blocks(self.base.specs[name], BLOCK_ELEMENTS):
+                yield source.vector.rows(name, start, stop)

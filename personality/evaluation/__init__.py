@@ -1,0 +1,1 @@
+"""Measuring what a version does: probes, replies, opening probabilities, intervals."""

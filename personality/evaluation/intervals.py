@@ -1,0 +1,48 @@
+"""Estimates with 95% intervals. Nothing here is random: resampling starts from a fixed seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from personality.manifests.evaluation import Figure
+
+_Z = 1.959963984540054
+_RESAMPLES = 2000
+
+
+def share(outcomes: Sequence[bool]) -> Figure:
+    """A share of yes/no outcomes with Wilson's score interval (Wilson 1927), which holds near 0 and 1 too."""
+    n = len(outcomes)
+    p = sum(outcomes) / n
+    center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return Figure(value=p, low=min(p, max(0.0, center - half)), high=max(p, min(1.0, center + half)), n=n)
+
+
+def mean(values: Sequence[float]) -> Figure:
+    """A mean with a percentile bootstrap interval (Efron 1979)."""
+    array = np.asarray(values, dtype=np.float64)
+    low, high = _bootstrap(array)
+    value = float(array.mean())
+    return Figure(value=value, low=min(low, value), high=max(high, value), n=len(array))
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Figure:
+    """Mean of after − before over the same rows, with a percentile bootstrap interval.
+
+    Raises:
+        ValueError: when the two have different lengths.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"paired figures need the same rows, got {len(before)} and {len(after)}")
+    return mean([b - a for a, b in zip(before, after, strict=True)])
+
+
+def _bootstrap(array: np.ndarray) -> tuple[float, float]:
+    generator = np.random.default_rng(0)
+    picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
+    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,82 @@
+"""Running probes on a model in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from personality.evaluation.intervals import mean, share
+from personality.evaluation.replies import DEFAULT_NEW_TOKENS, replies
+from personality.evaluation.scores import Span, log_probs, opening_probabilities
+from personality.evaluation.suite import Probe, Row, Turn
+from personality.manifests.errors import DataError
+from personality.manifests.evaluation import ProbeResult
+from personality.vectors.training import tokens
+from personality.vectors.training.examples import Message, Role
+
+_ANY_LENGTH = 1 << 30
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    probes: list[Probe],
+    *,
+    max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    on_probe: Callable[[int, int, str], None] | None = None,
+) -> list[ProbeResult]:
+    """Measure every probe: greedy replies against `pass`, the probability of the wanted opening, and the margin.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        probes: what to measure.
+        max_new_tokens: longest reply.
+        on_probe: called before each probe with its index, the number of probes and its name.
+    """
+    results = []
+    for index, probe in enumerate(probes):
+        if on_probe:
+            on_probe(index, len(probes), probe.name)
+        prompts = [[turn.as_json() for turn in row.prompt] for row in probe.rows]
+        answers = replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        passed = [bool(re.search(row.passes, answer)) for row, answer in zip(probe.rows, answers, strict=True)]
+        probabilities = opening_probabilities(model, tokenizer, prompts, probe.yes, probe.no) if probe.yes else []
+        margins = _margins(model, tokenizer, probe)
+        results.append(
+            ProbeResult(
+                probe=probe.name,
+                passed=share(passed),
+                probability=mean(probabilities) if probabilities else None,
+                margin=mean(margins) if margins else None,
+                outcomes=tuple(passed),
+                probabilities=tuple(probabilities),
+            )
+        )
+    return results
+
+
+def _margins(model: Any, tokenizer: Any, probe: Probe) -> list[float]:
+    """Per row with both replies: log-probability per token of chosen minus that of rejected, nats."""
+    rows = [(number, row) for number, row in enumerate(probe.rows, start=1) if row.chosen]
+    spans = []
+    for number, row in rows:
+        for reply in (row.chosen, row.rejected):
+            spans.append(_span(tokenizer, row, reply, f"probe {probe.name}, row {number}"))
+    scores = log_probs(model, spans)
+    per_token = [score / (span.stop - span.start) for score, span in zip(scores, spans, strict=True)]
+    return [chosen - rejected for chosen, rejected in zip(per_token[::2], per_token[1::2], strict=True)]
+
+
+def _span(tokenizer: Any, row: Row, reply: tuple[Turn, ...], where: str) -> Span:
+    encoded = tokens.encode(tokenizer, _messages(row.prompt, where), _messages(reply, where), _ANY_LENGTH, where=where)
+    return Span(encoded.ids, encoded.start, encoded.stop)
+
+
+def _messages(turns: tuple[Turn, ...], where: str) -> tuple[Message, ...]:
+    roles: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+    for turn in turns:
+        if turn.role not in roles:
+            raise DataError(f"{where}: `role` is {turn.role!r}", f"a role is one of {', '.join(roles)}")
+    return tuple(Message(roles[turn.role], turn.content) for turn in turns)

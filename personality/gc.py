@@ -1,0 +1,88 @@
+"""`gc`: what nothing refers to, and what can be made again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from personality.build import build_path
+from personality.history import History
+from personality.manifests.atomic import TEMPORARY_PREFIX, leftovers, remove
+from personality.manifests.repository import Repository
+from personality.manifests.vector_store import stored_ids
+
+_OWNER = re.compile(rf"^{re.escape(TEMPORARY_PREFIX)}.*?-(\d+)(?:-[0-9a-f]+)?$")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that can go: a file or folder, why, and its size in bytes."""
+
+    path: Path
+    why: str
+    bytes: int
+
+
+def find_garbage(repository: Repository, *, forget_undo: bool = False) -> list[Garbage]:
+    """What can go without losing anything that a version needs.
+
+    Args:
+        repository: where.
+        forget_undo: also what only the operation log's undo or redo could bring back, and the log itself.
+    """
+    found = [
+        Garbage(path, "left by an interrupted command", _size(path))
+        for path in leftovers(repository.root)
+        if not _owner_lives(path) and not any(parent.name.startswith(TEMPORARY_PREFIX) for parent in path.parents)
+    ]
+    kept_builds = {build_path(repository, tip) for tip in History(repository).tips}
+    for folder in sorted((repository.local / "builds").glob("*")):
+        if folder not in kept_builds and not folder.name.startswith(TEMPORARY_PREFIX):
+            found.append(Garbage(folder, "a build that can be made again", _size(folder)))
+    operations = repository.operations()
+    wanted = {manifest.id for manifest in repository.manifests()}
+    wanted |= {use.vector for version in repository.versions().values() for use in version.personality.uses}
+    if not forget_undo:
+        wanted |= {Path(change.path).stem for op in operations for change in op.changes}
+    for vector, path in stored_ids(repository).items():
+        if vector not in wanted:
+            found.append(Garbage(path, "a vector without a manifest", _size(path)))
+    if forget_undo:
+        # The last entry stays, so that numbers go on and the first operation can never be taken back.
+        for operation in operations[:-1]:
+            path = repository.local / "ops" / f"{operation.number:08d}.json"
+            found.append(Garbage(path, "an entry of the operation log", _size(path)))
+    return found
+
+
+def collect(garbage: list[Garbage]) -> int:
+    """Remove what `find_garbage` found; the caller holds the lock. Returns the bytes freed."""
+    for item in garbage:
+        if item.path.is_dir():
+            shutil.rmtree(item.path)
+        else:
+            remove(item.path)
+    return sum(item.bytes for item in garbage)
+
+
+def _owner_lives(path: Path) -> bool:
+    """Whether the process that writes a temporary file still runs."""
+    match = _OWNER.match(path.name)
+    if match is None:
+        return False
+    try:
+        os.kill(int(match.group(1)), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size

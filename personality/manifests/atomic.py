@@ -1,0 +1,79 @@
+"""Writes that are either whole or absent: temporary file in the same folder, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from personality.manifests.errors import PersonaError
+
+TEMPORARY_PREFIX = ".tmp-"
+"""What an interrupted write leaves behind starts with this; readers pass it over and `gc` removes it."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries durable (a rename is not, until its folder is synced)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that no reader takes for a finished file."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its name only when the block ends without an error.
+
+    Args:
+        path: the final name; missing parent folders are made.
+        mode: permission bits of the finished file.
+
+    Raises:
+        PersonaError: when the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PersonaError(
+            f"cannot write {path}: {error.strerror or error}",
+            "free some room or mend the folder's permissions, then run the command again; nothing was changed here",
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a whole file atomically; see `writing`."""
+    with writing(path, mode=mode) as file:
+        file.write(data)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably; a file that is not there is no error."""
+    if path.exists():
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files below a folder that an interrupted write left behind, sorted."""
+    return sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")) if folder.is_dir() else []

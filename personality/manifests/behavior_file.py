@@ -1,0 +1,96 @@
+"""`behaviors/<name>.toml`: a behavior's description, its probes and, while in use, the vector, scale and layers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import tomlkit
+from pydantic import Field, field_validator
+
+from personality.manifests.errors import PersonaError
+from personality.manifests.names import VectorLabel
+from personality.manifests.personality_record import LayerRange, Use
+from personality.manifests.record import Frozen
+from personality.manifests.toml_text import parse_toml, validate
+
+
+class UseEntry(Frozen):
+    """The `[use]` table: which vector, how strongly, where. `vector` is a label such as `listening@3`."""
+
+    vector: str
+    scale: float
+    layers: str | None = None
+    density: float | None = Field(default=None, gt=0, le=1)
+
+    @field_validator("layers")
+    @classmethod
+    def _readable(cls, layers: str | None) -> str | None:
+        try:
+            return None if layers is None else str(LayerRange.parse(layers))
+        except PersonaError as error:
+            raise ValueError(error.message) from error
+
+    @field_validator("vector")
+    @classmethod
+    def _numbered(cls, vector: str) -> str:
+        try:
+            label = VectorLabel.parse(vector)
+        except PersonaError as error:
+            raise ValueError(error.message) from error
+        if label.number is None:
+            raise ValueError(f"`{vector}` needs a number, such as `{vector}@1`")
+        return str(label)
+
+
+class ProbeEntry(Frozen):
+    """One `[[probes]]` table: how a behavior is measured.
+
+    Attributes:
+        name: within the behavior, such as `accept`.
+        file: JSONL beside the TOML file; a row has `prompt`, `pass` (a regular expression on the reply) and,
+            optionally, `chosen` and `rejected`.
+        side: `accept` or `push_back` for behaviors that are a judgment.
+        yes, no: openings of replies; P(yes) / (P(yes) + P(no)) is the probability that is shown.
+    """
+
+    name: str
+    file: str
+    side: Literal["accept", "push_back"] | None = None
+    yes: tuple[str, ...] = ()
+    no: tuple[str, ...] = ()
+
+
+class BehaviorFile(Frozen):
+    """What `behaviors/<name>.toml` says."""
+
+    description: str = ""
+    use: UseEntry | None = None
+    probes: tuple[ProbeEntry, ...] = ()
+
+    @classmethod
+    def from_text(cls, text: str, source: str) -> Self:
+        """Read the file's text.
+
+        Raises:
+            CorruptError: when it cannot be read, naming the file and the field.
+        """
+        return validate(cls, parse_toml(text, source), source)
+
+
+def with_use(text: str | None, use: Use) -> str:
+    """The file's text with this use; description, probes and comments stay."""
+    document = tomlkit.parse(text) if text else tomlkit.document()
+    entry: dict[str, Any] = {"vector": use.label, "scale": use.scale}
+    if use.layers is not None:
+        entry["layers"] = str(use.layers)
+    if use.density is not None:
+        entry["density"] = use.density
+    document["use"] = entry
+    return tomlkit.dumps(document)
+
+
+def without_use(text: str) -> str | None:
+    """The file's text without its use; None when nothing else is in it."""
+    document = tomlkit.parse(text)
+    document.pop("use", None)
+    return tomlkit.dumps(document) if document else None

@@ -1,0 +1,140 @@
+"""A user's repository on disk: where things lie, and reading what lies there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from personality.manifests.atomic import TEMPORARY_PREFIX, write_bytes
+from personality.manifests.behavior_file import BehaviorFile
+from personality.manifests.config import FILE_NAME, Config
+from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
+from personality.manifests.evaluation import Evaluation
+from personality.manifests.lock import locked
+from personality.manifests.manifest import Manifest
+from personality.manifests.names import check_behavior_name
+from personality.manifests.operation import Operation
+from personality.manifests.version import Version
+
+_GITIGNORE = "# caches, locks and the undo log of this working copy\n.persona/\n# large; use git LFS instead if you want them in git\nvectors/\n"
+
+
+class Repository:
+    """One repository; holds no state of its own, every read goes to disk.
+
+    Args:
+        root: the folder with `persona.toml`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.local = root / ".persona"
+        self.cache = self.local / "cache.json"
+
+    @classmethod
+    def discover(cls, start: Path) -> Repository:
+        """The repository that a folder lies in.
+
+        Raises:
+            NotFoundError: when neither the folder nor one above it has a `persona.toml`.
+        """
+        for folder in [start.resolve(), *start.resolve().parents]:
+            if (folder / FILE_NAME).is_file():
+                return cls(folder)
+        raise NotFoundError(
+            f"{start.resolve()} is not inside a persona repository (no {FILE_NAME} here or above)",
+            "make one: `persona init --base MODEL`, or `persona playground DIR` to try things out",
+        )
+
+    @classmethod
+    def create(cls, root: Path, config: Config) -> Repository:
+        """Make a new repository; `persona.toml` comes last, since it is what makes a folder a repository.
+
+        Raises:
+            PersonaError: when there is one already.
+        """
+        if (root / FILE_NAME).exists():
+            raise PersonaError(f"{root} is a persona repository already", "see what is in it: `persona status`")
+        for name in ("behaviors", "manifests", "vectors", "versions", "evals", ".persona/ops"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        if not (root / ".gitignore").exists():
+            write_bytes(root / ".gitignore", _GITIGNORE.encode())
+        write_bytes(root / FILE_NAME, config.to_text().encode())
+        return cls(root)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the repository's lock: one command writes at a time."""
+        with locked(self.local / "lock"):
+            yield
+
+    def text(self, relative: str) -> str | None:
+        """A small file's text; None when it does not exist."""
+        path = self.root / relative
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"{path} is not UTF-8 text", f"restore it: `git checkout -- {relative}`") from error
+
+    def config(self) -> Config:
+        """What `persona.toml` says."""
+        return Config.from_text(self.text(FILE_NAME) or "")
+
+    def behaviors(self) -> dict[str, BehaviorFile]:
+        """Every behavior's file, by name, sorted."""
+        found = {}
+        for path in _records(self.root / "behaviors", "*.toml"):
+            name = check_behavior_name(path.stem)
+            relative = f"behaviors/{path.name}"
+            found[name] = BehaviorFile.from_text(self.text(relative) or "", relative)
+        return found
+
+    def manifests(self) -> list[Manifest]:
+        """Every vector's manifest, sorted by behavior and number."""
+        found = [Manifest.read(path) for path in _records(self.root / "manifests", "*.json")]
+        return sorted(found, key=lambda manifest: (manifest.behavior, manifest.number, manifest.id))
+
+    def versions(self) -> dict[str, Version]:
+        """Every version by id, lowest number first."""
+        found = []
+        for path in _records(self.root / "versions", "*.json"):
+            version = Version.read(path)
+            if version.id != path.stem:
+                raise CorruptError(
+                    f"{path} holds the version {version.id}",
+                    f"restore it: `git checkout -- versions/{path.name}`",
+                )
+            found.append(version)
+        return {version.id: version for version in sorted(found, key=lambda item: (item.number, item.id))}
+
+    def tags(self) -> dict[str, str]:
+        """Version ids by tag, sorted."""
+        found = {}
+        for path in _records(self.root / "tags", "*.json"):
+            try:
+                found[path.stem] = str(json.loads(path.read_bytes())["version"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptError(f"{path} is not a tag", f"restore it: `git checkout -- tags/{path.name}`") from error
+        return found
+
+    def evaluations(self, version_id: str) -> list[Evaluation]:
+        """The evaluations of a version, oldest first."""
+        found = [Evaluation.read(path) for path in _records(self.root / "evals" / version_id, "*.json")]
+        return sorted(found, key=lambda item: (item.time, item.id))
+
+    def operations(self) -> list[Operation]:
+        """The operation log, oldest first."""
+        return [Operation.read(path) for path in _records(self.local / "ops", "*.json")]
+
+    def vector_path(self, vector_id: str) -> Path:
+        """Where a vector's tensors lie."""
+        return self.root / "vectors" / vector_id[:2] / f"{vector_id}.safetensors"
+
+
+def _records(folder: Path, pattern: str) -> list[Path]:
+    """Finished files, sorted by name; what an interrupted write left is passed over."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY_PREFIX))

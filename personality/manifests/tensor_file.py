@@ -1,0 +1,214 @@
+"""Safetensors files as bytes: checked headers, memory-mapped reading, streaming writing.
+
+The safetensors library writes only what is wholly in memory and does not sync; a composed checkpoint is written
+tensor by tensor, so the (small, public) format is written here. Nothing in this module knows what a tensor means.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from personality.manifests.canonical import canonical_json, digest_bytes
+from personality.manifests.errors import CorruptError, NotFoundError
+
+DTYPE_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+METADATA_KEY = "persona"
+"""The one metadata key that is written: several keys are not byte-stable from process to process."""
+_MAX_HEADER = 100_000_000
+_COPY_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (safetensors' spelling) and shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+class TensorFile:
+    """A safetensors file, memory-mapped; its header is checked against the file before anything is read.
+
+    Args:
+        path: the file.
+
+    Raises:
+        NotFoundError: when there is no such file.
+        CorruptError: when the header is damaged, or the file is shorter or longer than the header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                if size < 8:
+                    raise self._corrupt(f"it has only {size} bytes")
+                # A private mapping: torch wants a writable buffer, and nothing that it did could reach the file.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no file {path}") from None
+        self._data = memoryview(self._map)
+        length = int.from_bytes(self._data[:8], "little")
+        if length > min(_MAX_HEADER, size - 8):
+            raise self._corrupt(f"its header claims {length} bytes, the file has {size}")
+        self._start = 8 + length
+        self.specs: dict[str, TensorSpec] = {}
+        self._ranges: dict[str, tuple[int, int]] = {}
+        header = self._parse(bytes(self._data[8 : self._start]))
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        end = 0
+        for name, entry in sorted(header.items(), key=lambda item: self._offsets(*item)):
+            spec = self._spec(name, entry)
+            begin, stop = self._offsets(name, entry)
+            if begin != end or stop - begin != spec.nbytes:
+                raise self._corrupt(f"tensor `{name}` ({spec}) claims bytes {begin}-{stop}, expected to start at {end}")
+            self.specs[name] = spec
+            self._ranges[name] = (begin, stop)
+            end = stop
+        if self._start + end != size:
+            raise self._corrupt(f"its header promises {self._start + end} bytes, the file has {size}")
+
+    def _corrupt(self, what: str) -> CorruptError:
+        return CorruptError(
+            f"{self.path} is not a whole safetensors file: {what}",
+            "fetch or rebuild the file; it was left untouched",
+        )
+
+    def _parse(self, raw: bytes) -> dict[str, Any]:
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) != len(pairs):
+                raise self._corrupt("its header names a tensor twice")
+            return found
+
+        try:
+            header = json.loads(raw, object_pairs_hook=unique)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise self._corrupt(f"its header is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._corrupt("its header is not an object")
+        return header
+
+    def _offsets(self, name: str, entry: Any) -> tuple[int, int]:
+        try:
+            begin, stop = entry["data_offsets"]
+            return int(begin), int(stop)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._corrupt(f"tensor `{name}` has no valid offsets") from error
+
+    def _spec(self, name: str, entry: dict[str, Any]) -> TensorSpec:
+        dtype, shape = entry.get("dtype"), entry.get("shape")
+        if dtype not in DTYPE_BYTES:
+            raise self._corrupt(f"tensor `{name}` has the unknown dtype {dtype!r}")
+        if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise self._corrupt(f"tensor `{name}` has the shape {shape!r}")
+        return TensorSpec(name, dtype, tuple(shape))
+
+    def bytes_of(self, name: str) -> memoryview:
+        """The tensor's bytes, mapped and not copied."""
+        begin, stop = self._ranges[name]
+        return self._data[self._start + begin : self._start + stop]
+
+    def digest_of(self, name: str) -> str:
+        """SHA-256 of the tensor's bytes."""
+        return digest_bytes(self.bytes_of(name))
+
+
+class TensorWriter:
+    """Writes one safetensors file, tensor by tensor in the order of its specs, and hashes it on the way.
+
+    Args:
+        file: where to write, at its beginning.
+        specs: what will be written; wider dtypes must come first so that every tensor stays aligned
+            (`aligned_order` sorts so).
+        metadata: JSON data for the one metadata key, or None for none.
+    """
+
+    def __init__(self, file: BinaryIO, specs: Sequence[TensorSpec], metadata: Any = None) -> None:
+        self._file = file
+        self._waiting = list(reversed(specs))
+        self._hash = hashlib.sha256()
+        self.digests: dict[str, str] = {}
+        header: dict[str, Any] = {}
+        # `format: pt` is what transformers looks for; our own files carry their one key instead.
+        header["__metadata__"] = (
+            {"format": "pt"} if metadata is None else {METADATA_KEY: canonical_json(metadata).decode()}
+        )
+        offset = 0
+        for spec in specs:
+            header[spec.name] = {
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "data_offsets": [offset, offset + spec.nbytes],
+            }
+            offset += spec.nbytes
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        raw += b" " * (-len(raw) % 8)
+        self._put(len(raw).to_bytes(8, "little") + raw)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write the next tensor.
+
+        Raises:
+            ValueError: when it is not the next one, or has another size than announced.
+        """
+        spec = self._waiting.pop()
+        view = memoryview(data).cast("B")
+        if spec.name != name or len(view) != spec.nbytes:
+            raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name} with {len(view)}")
+        for start in range(0, len(view), _COPY_BLOCK):
+            self._put(view[start : start + _COPY_BLOCK])
+        self.digests[name] = digest_bytes(view)
+
+    def finish(self) -> str:
+        """SHA-256 of the whole file.
+
+        Raises:
+            ValueError: when announced tensors were not written.
+        """
+        if self._waiting:
+            raise ValueError(f"{len(self._waiting)} tensors were announced and not written")
+        return self._hash.hexdigest()
+
+
+def aligned_order(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The same specs, wider dtypes first and otherwise in the order given."""
+    return sorted(specs, key=lambda spec: -DTYPE_BYTES[spec.dtype])
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

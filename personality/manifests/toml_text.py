@@ -1,0 +1,41 @@
+"""Reading hand-edited TOML with errors that name the file."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from personality.manifests.errors import CorruptError
+from personality.manifests.record import explain
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        CorruptError: naming the file and the line, when it is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CorruptError(
+            f"{source} is not valid TOML: {error}",
+            f"mend the line, or take the last saved one back: `git checkout -- {source}`",
+        ) from error
+
+
+def validate(model: type[Model], data: Any, source: str) -> Model:
+    """Check parsed data against a schema.
+
+    Raises:
+        CorruptError: naming the file, the field and its value.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise CorruptError(f"{source}: {explain(error)}", f"edit {source} and run `persona status`") from error

@@ -1,0 +1,1 @@
+"""The weights of the playground's base, as `personality.playground.recipe` made them."""

@@ -1,0 +1,130 @@
+"""What the hand-editable files say, resolved to a personality; and how two personalities differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from personality.manifests.errors import CorruptError, NotFoundError, UsageError
+from personality.manifests.manifest import Manifest
+from personality.manifests.names import VectorLabel, did_you_mean
+from personality.manifests.personality_record import LayerRange, Personality, Use
+from personality.manifests.record import explain
+from personality.manifests.repository import Repository
+
+
+def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
+    """The manifest that a label means; without a number the newest of its behavior.
+
+    Raises:
+        NotFoundError: when there is none, naming what is near.
+        UsageError: when two branches both made that number.
+    """
+    manifests = repository.manifests()
+    of_behavior = [item for item in manifests if item.behavior == label.behavior]
+    if not of_behavior:
+        raise NotFoundError(
+            f"there is no vector `{label.behavior}` in this repository",
+            did_you_mean(label.behavior, (item.behavior for item in manifests))
+            or f"make one: `persona train {label.behavior} --data FILE --general FILE`, or `persona import`",
+        )
+    number = max(item.number for item in of_behavior) if label.number is None else label.number
+    found = [item for item in of_behavior if item.number == number and item.id.startswith(label.id_prefix)]
+    if not found:
+        raise NotFoundError(f"there is no vector `{label}`", did_you_mean(str(label), (i.label for i in of_behavior)))
+    if len(found) > 1:
+        choices = " and ".join(f"`{item.label}:{item.id[:4]}`" for item in found)
+        raise UsageError(f"`{label}` means two vectors, made on two branches", f"say which: {choices}")
+    return found[0]
+
+
+def use_vector(
+    repository: Repository,
+    label: VectorLabel,
+    scale: float,
+    layers: LayerRange | None = None,
+    density: float | None = None,
+) -> Use:
+    """A use of the vector that a label means.
+
+    Raises:
+        NotFoundError, UsageError: as `find_vector`, and for a scale or density out of range.
+    """
+    manifest = find_vector(repository, label)
+    try:
+        return Use(
+            behavior=manifest.behavior,
+            number=manifest.number,
+            vector=manifest.id,
+            scale=scale,
+            layers=layers,
+            density=density,
+        )
+    except ValidationError as error:
+        raise UsageError(
+            f"cannot use `{manifest.label}` so: {explain(error)}", "a scale is any finite number"
+        ) from error
+
+
+def working_personality(repository: Repository) -> Personality:
+    """The personality that `persona.toml` and `behaviors/*.toml` describe now, saved or not.
+
+    Raises:
+        CorruptError: when a file cannot be read.
+        NotFoundError: when a file names a vector that does not exist.
+    """
+    config = repository.config()
+    uses = []
+    for name, behavior in repository.behaviors().items():
+        entry = behavior.use
+        if entry is None:
+            continue
+        label = VectorLabel.parse(entry.vector)
+        if label.behavior != name:
+            raise CorruptError(
+                f"behaviors/{name}.toml uses `{entry.vector}`, a vector of another behavior",
+                f"name a `{name}@N` there: `persona vectors` lists them",
+            )
+        layers = LayerRange.parse(entry.layers) if entry.layers else None
+        uses.append(use_vector(repository, label, entry.scale, layers, entry.density))
+    return Personality(base=config.base, composition=config.composition, uses=tuple(uses))
+
+
+@dataclass(frozen=True)
+class RecipeChange:
+    """One thing in which two personalities differ.
+
+    Attributes:
+        what: a behavior's name, or `composition` or `base`.
+        before, after: as text; None where it is absent.
+    """
+
+    what: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"+ {self.after}"
+        if self.after is None:
+            return f"- {self.before}"
+        return f"~ {self.before} → {self.after}"
+
+
+def compare_recipes(before: Personality, after: Personality) -> list[RecipeChange]:
+    """Everything that must change to get from one personality to the other; empty when they are the same."""
+    changes = []
+    if before.base.fingerprint != after.base.fingerprint:
+        changes.append(RecipeChange("base", str(before.base), str(after.base)))
+    if before.composition.effective() != after.composition.effective():
+        changes.append(RecipeChange("composition", str(before.composition), str(after.composition)))
+    names = sorted({use.behavior for use in (*before.uses, *after.uses)})
+    for name in names:
+        old, new = before.use_of(name), after.use_of(name)
+        if old != new:
+            old_text, new_text = (str(use) if use else None for use in (old, new))
+            if old_text == new_text and old and new:  # the same label on two branches, another vector
+                old_text, new_text = f"{old_text} ({old.vector[:4]})", f"{new_text} ({new.vector[:4]})"
+            changes.append(RecipeChange(name, old_text, new_text))
+    return changes

@@ -1,0 +1,50 @@
+"""The state of a repository: what is in use, what is not saved, what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from personality.history import History
+from personality.manifests.atomic import leftovers
+from personality.manifests.personality_record import Personality
+from personality.manifests.repository import Repository
+from personality.recipe import RecipeChange, compare_recipes, working_personality
+
+
+@dataclass(frozen=True)
+class State:
+    """What `status` shows.
+
+    Attributes:
+        tips: labels of the newest versions; more than one after a git merge.
+        working: what the files describe.
+        unsaved: how that differs from the newest version.
+        problems: vectors in use whose tensors are not here.
+        interrupted: how many leftovers of interrupted commands there are.
+    """
+
+    tips: list[str]
+    working: Personality
+    unsaved: list[RecipeChange]
+    problems: list[str]
+    interrupted: int
+
+
+def repository_state(repository: Repository) -> State:
+    """Read the state; cheap, nothing large is opened."""
+    history = History(repository)
+    working = working_personality(repository)
+    matching = [tip for tip in history.tips if tip.personality.id == working.id]
+    head = (matching or history.tips)[0]
+    problems = [
+        f"the tensors of {use.label} are missing ({repository.vector_path(use.vector)}): copy or remake them"
+        for use in working.uses
+        if not repository.vector_path(use.vector).is_file()
+    ]
+    return State(
+        tips=[history.label(tip) for tip in history.tips],
+        working=working,
+        unsaved=compare_recipes(head.personality, working),
+        problems=problems,
+        interrupted=len(leftovers(repository.root)),
+    )

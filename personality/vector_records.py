@@ -1,0 +1,70 @@
+"""From stored tensors to a vector of the repository: number, manifest, operation log."""
+
+from __future__ import annotations
+
+from personality.manifests.base_identity import BaseIdentity
+from personality.manifests.canonical import short
+from personality.manifests.errors import PersonaError
+from personality.manifests.manifest import Making, Manifest
+from personality.manifests.names import check_behavior_name
+from personality.manifests.repository import Repository
+from personality.manifests.transaction import commit, now
+from personality.vectors.stored import StoredTask
+
+
+def record_vector(
+    repository: Repository,
+    behavior: str,
+    base: BaseIdentity,
+    stored: StoredTask,
+    making: Making,
+    *,
+    command: str,
+    description: str = "",
+    measures: dict[str, dict[str, float]] | None = None,
+) -> tuple[Manifest, bool]:
+    """Write the manifest of a vector that was just stored; the caller holds the repository's lock.
+
+    Returns:
+        The manifest, and whether it is new: making the same vector of the same behavior again gives the first one.
+
+    Raises:
+        PersonaError: when the same tensors are a vector of another behavior already.
+    """
+    check_behavior_name(behavior)
+    manifests = repository.manifests()
+    for known in manifests:
+        if known.id == stored.id:
+            if known.behavior == behavior:
+                return known, False
+            raise PersonaError(
+                f"exactly these tensors are stored as `{known.label}` ({short(known.id)}) already",
+                f"use that vector: `persona add {known.label}`",
+            )
+    number = _next_number(repository, behavior, manifests)
+    manifest = Manifest(
+        id=stored.id,
+        behavior=behavior,
+        number=number,
+        description=description,
+        encoding=stored.encoding,
+        base=base,
+        tensors=stored.tensors,
+        bytes=stored.bytes,
+        norm=stored.norm,
+        making=making,
+        rounding=stored.rounding,
+        measures=measures or {},
+        created=now(),
+    )
+    commit(repository, command, {f"manifests/{manifest.id}.json": manifest.to_bytes().decode()})
+    return manifest, True
+
+
+def _next_number(repository: Repository, behavior: str, manifests: list[Manifest]) -> int:
+    """One more than any number that was ever used, so that `listening@3` never comes to mean another vector."""
+    used = [item.number for item in manifests if item.behavior == behavior]
+    for version in repository.versions().values():
+        use = version.personality.use_of(behavior)
+        used += [use.number] if use else []
+    return 1 + max(used, default=0)

@@ -1,0 +1,66 @@
+"""The `low-rank` encoding: two factors per tensor, ΔW = scaling · B A (LoRA, arXiv 2106.09685, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from personality.manifests.errors import CorruptError
+from personality.manifests.tensor_file import TensorFile, TensorSpec
+from personality.vectors.tensors import read_tensor
+
+ENCODING = "low-rank"
+SUFFIX_A = ".lora_A"
+SUFFIX_B = ".lora_B"
+
+
+def header(scaling: dict[str, float], transposed: list[str]) -> dict[str, Any]:
+    """What a file of this encoding says of itself.
+
+    Args:
+        scaling: factor per base tensor.
+        transposed: base tensors that are stored (in, out) instead of (out, in), as GPT-2's Conv1D does.
+    """
+    return {"kind": "task", "encoding": ENCODING, "scaling": scaling, "transposed": sorted(transposed)}
+
+
+class LowRankVector:
+    """A task vector kept as factors: A (rank, in) and B (out, rank) for each tensor that it changes.
+
+    Args:
+        file: tensors `<base tensor>.lora_A` and `<base tensor>.lora_B`.
+        header: carries `scaling` and `transposed`.
+
+    Attributes:
+        shapes: shape of each base tensor that it changes.
+
+    Raises:
+        CorruptError: when a factor is missing, or the two do not fit together.
+    """
+
+    def __init__(self, file: TensorFile, header: dict[str, Any]) -> None:
+        self._file = file
+        self._scaling: dict[str, float] = header.get("scaling", {})
+        self._transposed = set(header.get("transposed", []))
+        self.specs: dict[str, TensorSpec] = dict(file.specs)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in self._scaling:
+            a, b = file.specs.get(name + SUFFIX_A), file.specs.get(name + SUFFIX_B)
+            if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+                raise CorruptError(f"{file.path}: the factors of `{name}` do not fit: A {a}, B {b}")
+            shape = (b.shape[0], a.shape[1])
+            self.shapes[name] = shape[::-1] if name in self._transposed else shape
+        if len(file.specs) != 2 * len(self._scaling):
+            raise CorruptError(f"{file.path} has {len(file.specs)} factors for {len(self._scaling)} tensors")
+
+    def rank(self, name: str) -> int:
+        """Rank of a tensor's factors."""
+        return self.specs[name + SUFFIX_A].shape[0]
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` of scaling · B A, shape (stop − start, columns), float32."""
+        a = read_tensor(self._file, name + SUFFIX_A).float()
+        b = read_tensor(self._file, name + SUFFIX_B).float()
+        left, right = (a.T, b.T) if name in self._transposed else (b, a)
+        return (left[start:stop] @ right) * self._scaling[name]

@@ -1,0 +1,48 @@
+"""What is known of a vector at the moment it is stored, for its manifest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from personality.manifests.manifest import Rounding
+from personality.vectors.checkpoint import Checkpoint
+from personality.vectors.task_vector import TaskVector
+from personality.vectors.training.meter import UpdateMeter
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """A task vector in the store, measured.
+
+    Attributes:
+        id: its logical digest.
+        encoding: `delta` or `low-rank`.
+        tensors: dtype and shape of each base tensor that it changes.
+        bytes: size of what is stored.
+        norm: Euclidean norm of the whole vector at scale 1.
+        rounding: what is lost at scale 1 when it is rounded into the base's dtype.
+        notes: what a user should know of how it was read.
+    """
+
+    id: str
+    encoding: Literal["delta", "low-rank"]
+    tensors: dict[str, str]
+    bytes: int
+    norm: float
+    rounding: Rounding
+    notes: tuple[str, ...] = ()
+
+
+def measure(vector: TaskVector, base: Checkpoint) -> tuple[float, Rounding]:
+    """Norm of a vector, and the lost-update meter at scale 1; one tensor in memory at a time."""
+    squares = 0.0
+    meter = UpdateMeter()
+    for name in vector.shapes:
+        weights = base.tensor(name)
+        delta = vector.rows(name, 0, weights.numel()).reshape(weights.shape).float()
+        squares += float((delta.double() ** 2).sum())
+        meter.add(weights, delta)
+    survival = meter.result()
+    return math.sqrt(squares), Rounding(share_changed=survival.share_changed, cosine=survival.cosine)

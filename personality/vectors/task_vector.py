@@ -1,0 +1,72 @@
+"""A task vector whatever its encoding, and opening one from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from personality.manifests.canonical import short
+from personality.manifests.digest_cache import remembered
+from personality.manifests.errors import CorruptError
+from personality.manifests.repository import Repository
+from personality.manifests.tensor_file import TensorFile, TensorSpec
+from personality.manifests.vector_store import content_digest, open_vector
+from personality.vectors import delta, low_rank
+from personality.vectors.delta import DeltaVector
+from personality.vectors.low_rank import LowRankVector
+
+
+class TaskVector(Protocol):
+    """What composition needs of a vector.
+
+    Attributes:
+        shapes: shape of each base tensor that it changes.
+        specs: the tensors that are stored.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    specs: dict[str, TensorSpec]
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of one tensor's difference, seen as a matrix; any float dtype."""
+        ...
+
+
+# An encoding is one file and one line here.
+ENCODINGS: dict[str, Callable[[TensorFile, dict[str, Any]], TaskVector]] = {
+    delta.ENCODING: DeltaVector,
+    low_rank.ENCODING: LowRankVector,
+}
+
+
+def open_task_vector(repository: Repository, vector_id: str, label: str, *, reread: bool = False) -> TaskVector:
+    """Open a stored vector and check that its content is what its id says.
+
+    Args:
+        repository: where.
+        vector_id: its id.
+        label: such as `listening@3`, for errors.
+        reread: hash the file even when it has not been touched since it was last hashed.
+
+    Raises:
+        NotFoundError: when its file is missing.
+        CorruptError: when it is damaged, tampered with or of an unknown encoding.
+    """
+    file, header = open_vector(repository, vector_id, label)
+    cache = None if reread else repository.cache
+    found = remembered(cache, "vector", [file.path], lambda: content_digest(file, header))
+    if found != vector_id:
+        raise CorruptError(
+            f"`{label}` was tampered with or damaged: its tensors have the digest {short(found)}, "
+            f"its id is {short(vector_id)} ({file.path})",
+            "copy the file again from where it was made, or make the vector again",
+        )
+    encoding = ENCODINGS.get(header.get("encoding", ""))
+    if encoding is None:
+        raise CorruptError(
+            f"`{label}` has the encoding {header.get('encoding')!r}; known here: {', '.join(sorted(ENCODINGS))}",
+            "install the persona that wrote it: `pip install -U personality`",
+        )
+    return encoding(file, header)

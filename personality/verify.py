@@ -1,0 +1,139 @@
+"""`verify`: is everything what its name says? Reads every byte, passes no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from personality.build import BuildRecord
+from personality.comparison import greatest_ulps
+from personality.history import History
+from personality.manifests.atomic import TEMPORARY_PREFIX
+from personality.manifests.errors import NotFoundError, PersonaError
+from personality.manifests.repository import Repository
+from personality.manifests.tensor_file import digest_file
+from personality.manifests.version import Version
+from personality.vectors.checkpoint import Checkpoint, listing
+from personality.vectors.dtypes import COMPOSABLE
+from personality.vectors.task_vector import open_task_vector
+from personality.versions import base_of, composer_of
+
+TOLERANCE_ULPS = 1
+"""A rebuild on another machine may differ by so many units in the last place of the base's dtype."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        what: its name.
+        status: `ok`, `missing`, `corrupt` (not what its own record says), `different` (whole, but not this version),
+            or `within-tolerance` (a rebuild that differs by last bits).
+        detail: figures, or what is wrong.
+        hint: the way out.
+    """
+
+    what: str
+    status: str
+    detail: str = ""
+    hint: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing needs doing."""
+        return self.status in ("ok", "within-tolerance")
+
+
+def verify_repository(repository: Repository) -> Iterator[Finding]:
+    """Check base, versions, vectors and builds, one finding each."""
+    yield _checked("base", lambda: f"{len(base_of(repository, reread=True).specs)} tensors")
+    yield _checked("versions", lambda: f"{len(History(repository).versions)} versions, ids and parents agree")
+    manifests = repository.manifests()
+    for manifest in manifests:
+
+        def read(vector: str = manifest.id, label: str = manifest.label) -> str:
+            return f"{len(open_task_vector(repository, vector, label, reread=True).specs)} tensors"
+
+        yield _checked(manifest.label, read)
+    known = {manifest.id for manifest in manifests}
+    for version in repository.versions().values():
+        for use in version.personality.uses:
+            if use.vector not in known:
+                yield Finding(
+                    version.label,
+                    "missing",
+                    f"it uses {use.label}, whose manifest is gone",
+                    "restore it: `git checkout -- manifests`",
+                )
+    for folder in sorted((repository.local / "builds").glob("*")):
+        if not folder.name.startswith(TEMPORARY_PREFIX):
+            yield check_files(folder, f"build {folder.name}")
+
+
+def _checked(what: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, "ok", check())
+    except NotFoundError as error:
+        return Finding(what, "missing", error.message, error.hint)
+    except PersonaError as error:
+        return Finding(what, "corrupt", error.message, error.hint)
+
+
+def check_files(folder: Path, what: str) -> Finding:
+    """Compare a written checkpoint with the digests that it carries."""
+    try:
+        record = BuildRecord.read(folder / BuildRecord.file_name)
+    except PersonaError as error:
+        return Finding(what, "corrupt", error.message, "build it again: `persona build VERSION --again`")
+    for name, expected in sorted(record.files.items()):
+        path = folder / name
+        if not path.is_file():
+            return Finding(what, "corrupt", f"{name} is missing", "build or export it again")
+        if digest_file(path) != expected:
+            return Finding(what, "corrupt", f"{name} is not what was written", "build or export it again")
+    return Finding(what, "ok", f"{len(record.files)} files as written")
+
+
+def verify_folder(repository: Repository, version: Version, folder: Path) -> Finding:
+    """Compare a model folder with a version, composed now, tensor by tensor.
+
+    Returns:
+        `corrupt` when its files are not what was written, `ok` when every bit agrees, `within-tolerance` when
+        last bits differ, `different` otherwise.
+    """
+    what = str(folder)
+    if (folder / BuildRecord.file_name).is_file():
+        files = check_files(folder, what)
+        if files.status != "ok":
+            return files
+    try:
+        found = Checkpoint(folder)
+    except PersonaError as error:
+        return Finding(what, "corrupt", error.message, error.hint)
+    composer = composer_of(repository, version.personality)
+    wanted = composer.base.specs
+    missing = [name for name in wanted if name not in found.specs]
+    extra = [name for name in found.specs if name not in wanted]
+    if missing or extra:
+        return Finding(what, "different", f"{listing(missing)} missing, {listing(extra)} too many", "export it again")
+    worst, changed = 0, []
+    for name, spec in wanted.items():
+        other = found.specs[name]
+        if (other.dtype, other.shape) != (spec.dtype, spec.shape):
+            return Finding(what, "different", f"`{name}` is {other}, the version has {spec}", "export it again")
+        tensor = composer.tensor(name)
+        if spec.dtype in COMPOSABLE:
+            ulps = greatest_ulps(tensor, found.tensor(name))
+        else:
+            ulps = 0 if bytes(composer.base.bytes_of(name)) == bytes(found.bytes_of(name)) else TOLERANCE_ULPS + 1
+        if ulps:
+            changed.append(name)
+        worst = max(worst, ulps)
+    if not changed:
+        return Finding(what, "ok", f"all {len(wanted)} tensors agree bit for bit with {version.label}")
+    detail = f"{listing(changed)} differ by up to {worst} units in the last place"
+    if worst <= TOLERANCE_ULPS:
+        return Finding(what, "within-tolerance", f"rebuilt elsewhere: {detail}")
+    return Finding(what, "different", detail, f"this is another version, or was edited; export {version.label} again")
