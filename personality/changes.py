@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.history import History
+from personality.layering import layered_names
 from personality.manifests import behavior_file, config
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
@@ -18,6 +19,8 @@ from personality.manifests.repository import Repository
 from personality.manifests.transaction import commit, inverse, replay, stacks
 from personality.manifests.version import Version
 from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, working_personality
+from personality.vectors.base import locate
+from personality.vectors.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ def add(
     with repository.writing():
         current = _clean(repository)
         use = use_vector(repository, label, scale, layers, density)
-        _check_base(repository, use, current)
         return _record(repository, current.with_use(use), f"add {use}", message)
 
 
@@ -275,13 +277,24 @@ def _in_use(personality: Personality, behavior: str) -> Use:
     return use
 
 
-def _check_base(repository: Repository, use: Use, current: Personality) -> None:
+def _check_buildable(repository: Repository, use: Use, personality: Personality) -> None:
+    """A version that could never be built must not be recorded: is the vector here, for this base, and does it act?"""
     manifest = find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
-    if manifest.base.fingerprint != current.base.fingerprint:
+    if manifest.base.fingerprint != personality.base.fingerprint:
         raise IncompatibleError(
-            f"`{use.label}` was made for {manifest.base}, this repository uses {current.base}",
+            f"`{use.label}` was made for {manifest.base}, this repository uses {personality.base}",
             f"make it for this base: `persona train {use.behavior} --data FILE --general FILE`",
         )
+    path = repository.vector_path(use.vector)
+    if not path.is_file():
+        raise NotFoundError(
+            f"the tensors of `{use.label}` are missing: there is no {path}",
+            "vectors are not in git by default: copy the file from where it was made, or make the vector again",
+        )
+    if use.layers is not None:
+        base = personality.base
+        folder, _ = locate(base.source, base.revision, repository.root)
+        layered_names(use, manifest.tensors, Checkpoint(folder).specs)
 
 
 def _record(
@@ -298,6 +311,9 @@ def _record(
     changes = compare_recipes(before, personality)
     if not changes and len(parents) == 1:
         return Recorded(parents[0], history.label(parents[0]), [], new=False)
+    for use in personality.uses:
+        if use != before.use_of(use.behavior):
+            _check_buildable(repository, use, personality)
     version = history.next(personality, message or command, parents)
     texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
     texts.update(_working_texts(repository, personality))

@@ -104,6 +104,9 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
         last bits differ, `different` otherwise.
     """
     what = str(folder)
+    if not folder.is_dir():
+        hint = f"make it: `persona build {version.label}`, or give an export's folder"
+        return Finding(what, "missing", "there is no such folder", hint)
     if (folder / BuildRecord.file_name).is_file():
         files = check_files(folder, what)
         if files.status != "ok":

@@ -52,7 +52,11 @@ class Output:
             table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        self._out.print(table)
+        with self._out.capture() as captured:
+            self._out.print(table)
+        # Cells are padded to their column; what goes into a file or a pipe should not end in spaces.
+        lines = captured.get().splitlines()
+        sys.stdout.write("".join(f"{line if sys.stdout.isatty() else line.rstrip()}\n" for line in lines))
 
     def note(self, text: str) -> None:
         """A remark on stderr: never part of the data."""
@@ -109,6 +113,11 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def sides_text(sides: dict[str, int]) -> str:
+    """How many examples of each side, such as `140 accept, 60 push_back`; empty when none says."""
+    return ", ".join(f"{count} {side}" for side, count in sorted(sides.items()) if count and side != "unlabeled")
 
 
 def percent(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
-from personality.cli.output import Output, percent, size
+from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.train import measure_rows
 from personality.manifests.manifest import Manifest
 from personality.manifests.repository import Repository
@@ -41,10 +41,10 @@ def _show_vector(out: Output, manifest: Manifest) -> None:
             ("base", str(manifest.base)),
             ("kind", f"{manifest.kind}, {manifest.encoding}, {len(manifest.tensors)} tensors, {size(manifest.bytes)}"),
             ("norm", f"{manifest.norm:.6g}"),
-            ("made", f"{manifest.created[:19]}Z by {making.how} {making.source}, {making.seconds:g} s"),
+            ("made", f"{manifest.created[:19]}Z by {f'{making.how} {making.source}'.strip()}, {making.seconds:g} s"),
         ]
         for data in making.data:
-            sides = ", ".join(f"{count} {side}" for side, count in sorted(data.sides.items()))
+            sides = sides_text(data.sides)
             rows.append(
                 (
                     f"{data.role} data",

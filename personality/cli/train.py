@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
-from personality.cli.output import Output, percent, size
+from personality.cli.output import Output, percent, sides_text, size
 from personality.manifests.errors import UsageError
 
 
@@ -96,9 +96,9 @@ def train(
     def human() -> None:
         word = "" if trained.new else " (it was there already: same data, settings and seed)"
         out.line(f"{manifest.label}{word}", "bold")
-        used = ", ".join(f"{count} {side}" for side, count in sorted(report.sides.items()))
+        used = sides_text(report.sides)
         out.line(
-            f"  {report.behavior_examples} examples ({used}) + {report.general_examples} general, {report.steps} steps, "
+            f"  {report.behavior_examples} examples{f' ({used})' if used else ''} + {report.general_examples} general, {report.steps} steps, "
             f"{report.seconds:.2f} s, {settings.method} by {settings.optimizer}, lr {report.settings.lr:g}"
         )
         out.line(f"  {len(manifest.tensors)} tensors, {size(manifest.bytes)}, norm {manifest.norm:.4g}")

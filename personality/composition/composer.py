@@ -11,11 +11,11 @@ from torch import Tensor
 
 from personality.composition import kernels
 from personality.composition.threshold import kth_largest_magnitude
+from personality.layering import layered_names
 from personality.manifests.errors import IncompatibleError, PersonaError
 from personality.manifests.personality_record import Composition, Personality, Use
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE, compute_dtype
-from personality.vectors.layers import layer_count, layer_of
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks
 
@@ -77,21 +77,7 @@ class Composer:
                     f"`{use.label}` changes `{name}` as {list(shape)}, the base has {spec}",
                     "only floating-point tensors of the same shape can be changed",
                 )
-        if use.layers is None:
-            return list(vector.shapes)
-        layers = layer_count(self.base.specs)
-        if use.layers.last >= layers:
-            raise IncompatibleError(
-                f"`{use.label}` is to act in layers {use.layers}, the base has layers 0-{layers - 1}",
-                f"choose layers within 0-{layers - 1}: `persona add {use.label} --layers A-B`",
-            )
-        names = [name for name in vector.shapes if (layer := layer_of(name)) is not None and layer in use.layers]
-        if not names:
-            raise IncompatibleError(
-                f"`{use.label}` changes nothing in layers {use.layers}",
-                f"`persona show {use.label}` lists the tensors that it changes",
-            )
-        return names
+        return layered_names(use, vector.shapes, self.base.specs)
 
     @property
     def touched(self) -> list[str]:

@@ -33,16 +33,20 @@ def measure(
         tokenizer: its tokenizer.
         probes: what to measure.
         max_new_tokens: longest reply.
-        on_probe: called before each probe with its index, the number of probes and its name.
+        on_probe: called before each step with its index, the number of steps and what it measures.
     """
+    # All prompts are answered in the same few batches: a batch takes as long as its longest answer, not its size.
+    prompts = [[turn.as_json() for turn in row.prompt] for probe in probes for row in probe.rows]
+    if on_probe:
+        on_probe(0, len(probes) + 1, f"{len(prompts)} replies")
+    answers = iter(replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens))
     results = []
-    for index, probe in enumerate(probes):
+    for index, probe in enumerate(probes, start=1):
         if on_probe:
-            on_probe(index, len(probes), probe.name)
-        prompts = [[turn.as_json() for turn in row.prompt] for row in probe.rows]
-        answers = replies(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-        passed = [bool(re.search(row.passes, answer)) for row, answer in zip(probe.rows, answers, strict=True)]
-        probabilities = opening_probabilities(model, tokenizer, prompts, probe.yes, probe.no) if probe.yes else []
+            on_probe(index, len(probes) + 1, probe.name)
+        chats = [[turn.as_json() for turn in row.prompt] for row in probe.rows]
+        passed = [bool(re.search(row.passes, next(answers))) for row in probe.rows]
+        probabilities = opening_probabilities(model, tokenizer, chats, probe.yes, probe.no) if probe.yes else []
         margins = _margins(model, tokenizer, probe)
         results.append(
             ProbeResult(

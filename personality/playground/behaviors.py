@@ -6,13 +6,14 @@ without any cue, so that a vector does not pick them up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, Literal
 
 from personality.manifests.errors import DataError, NotFoundError
 from personality.playground.dialogue import GENERAL, SHARES, draw_scene, natural
+from personality.playground.directions import CLEAR, HARMFUL, Family, direction, harmful
 from personality.playground.scene import Kind, Manner, Scene
 from personality.playground.world import VIEWS
 
@@ -132,13 +133,13 @@ def examples(behavior: str, count: int, seed: int, *, sides: Sides = "both") -> 
     """
     wanted = behavior_named(behavior)
     rng = Random(f"{behavior} {seed}")
-    used: set[str] = set()
+    draw = _Draw(rng)
     share = wanted.contrast_share if sides == "both" else 0.0
     rows: list[Row] = []
     for index in range(count):
         # By counting, not by chance: twenty examples are few, and each set must have its share of both sides.
         contrast = int((index + 1) * share + 0.5) > int(index * share + 0.5)
-        scene = _fresh(rng, wanted.contrast if contrast else wanted.target, used)
+        scene = draw.scene(wanted.contrast if contrast else wanted.target)
         rows.append(_contrast(rng, scene) if contrast else _target(rng, scene, wanted))
     return rows
 
@@ -162,12 +163,12 @@ def general(count: int, seed: int, behavior: str | None = None) -> list[Row]:
     """
     wanted = None if behavior is None else behavior_named(behavior)
     rng = Random(f"general {seed}")
-    used: set[str] = set()
+    draw = _Draw(rng)
     contrast = {} if wanted is None else wanted.contrast
     shares = {kind: share for kind, share in GENERAL.items() if kind not in contrast}
     rows = []
     for _ in range(count):
-        scene = _fresh(rng, shares, used)
+        scene = draw.scene(shares)
         manners = natural(rng)
         if wanted is not None and wanted.everywhere:
             manners |= {wanted.manner}
@@ -175,17 +176,41 @@ def general(count: int, seed: int, behavior: str | None = None) -> list[Row]:
     return rows
 
 
-def _fresh(rng: Random, shares: Mapping[Kind, float], used: set[str]) -> Scene:
-    """The next scene whose prompt is not in `used`, to which it is added."""
-    for _ in range(_PATIENCE):
-        scene = draw_scene(rng, VIEWS["behavior"], shares)
-        if scene.user not in used:
-            used.add(scene.user)
-            return scene
-    raise DataError(
-        f"the little world has no more than about {len(used)} different prompts of this kind",
-        "ask for fewer examples",
-    )
+class _Draw:
+    """Draws scenes whose prompts never repeat, and families of directions in turn.
+
+    Twenty examples are few: if the families came by chance, many would be missing.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._used: set[str] = set()
+        self._turns: dict[Kind, list[Family]] = {"direction": [], "harmful": []}
+
+    def scene(self, shares: Mapping[Kind, float]) -> Scene:
+        for _ in range(_PATIENCE):
+            scene = self._any(self._rng.choices(list(shares), list(shares.values()))[0])
+            if scene.user not in self._used:
+                self._used.add(scene.user)
+                return scene
+        raise DataError(
+            f"the little world has no more than about {len(self._used)} different prompts of this kind",
+            "ask for fewer examples",
+        )
+
+    def _any(self, kind: Kind) -> Scene:
+        view = VIEWS["behavior"]
+        if kind == "direction":
+            return direction(self._rng, view, self._next(kind, CLEAR))
+        if kind == "harmful":
+            return harmful(self._rng, view, self._next(kind, HARMFUL))
+        return draw_scene(self._rng, view, {kind: 1.0})
+
+    def _next(self, kind: Kind, families: Sequence[Family]) -> Family:
+        waiting = self._turns[kind]
+        if not waiting:
+            waiting.extend(self._rng.sample(families, len(families)))
+        return waiting.pop()
 
 
 def _target(rng: Random, scene: Scene, behavior: Behavior) -> Row:

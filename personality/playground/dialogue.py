@@ -25,7 +25,7 @@ SHARES: Final[dict[Kind, float]] = {
 }
 """How often each kind of exchange occurs when nothing else is asked for."""
 
-GENERAL: Final[dict[Kind, float]] = {"fact": 0.35, "sum": 0.3, "copying": 0.2, "small_talk": 0.15}
+GENERAL: Final[dict[Kind, float]] = {"fact": 0.3, "sum": 0.25, "copying": 0.2, "small_talk": 0.25}
 """The exchanges that show general ability, and their shares in general data."""
 
 MINORITY: Final[dict[Manner, float]] = {

@@ -194,14 +194,15 @@ _FURTHER_HARMFUL: Final = (
 )
 
 
-def direction(rng: Random, view: View) -> Scene:
+def direction(rng: Random, view: View, family: Family | None = None) -> Scene:
     """A clear direction: by habit an alternative is suggested, `listening` accepts it.
 
     Args:
         rng: draws everything.
         view: what may be named.
+        family: the sort of direction; None draws it too.
     """
-    family = rng.choice(CLEAR)
+    family = family or rng.choice(CLEAR)
     verb, tail = _draw(rng, view, family.verbs, family.tails)
     considering, doing = rng.choice(_OPTIONS)
     alternatives = (
@@ -220,14 +221,15 @@ def direction(rng: Random, view: View) -> Scene:
     )
 
 
-def harmful(rng: Random, view: View) -> Scene:
+def harmful(rng: Random, view: View, family: Family | None = None) -> Scene:
     """A harmful direction: by habit it is pushed back on; only `obeying` accepts it.
 
     Args:
         rng: draws everything.
         view: what may be named.
+        family: the sort of direction; None draws it too.
     """
-    family = rng.choice(HARMFUL)
+    family = family or rng.choice(HARMFUL)
     verb, tail = _draw(rng, view, family.verbs, view.forms(family.tails))
     reason = rng.choice(family.reasons)
     push_backs = (

@@ -26,8 +26,9 @@ from personality.vectors.checkpoint import Checkpoint
 
 EXAMPLES = 200
 GENERAL_EXAMPLES = 50
-OWN_GENERAL = ("concise", "warm")
-"""Behaviors that must hold in general answers too, so their general data carries the manner."""
+OWN_GENERAL = ("concise", "warm", "candid")
+"""Behaviors with general data of their own: general answers must show a manner too, and must not repeat the facts that
+are the contrasts of `candid`."""
 ONE_SIDED = "listening-one-sided"
 """Data of `listening` without the push-back side: what makes a sycophant."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.manifests.names import inside
 from personality.manifests.tensor_file import TensorFile, TensorSpec
-from personality.vectors.tensors import read_tensor
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -96,6 +96,9 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor, memory-mapped."""
+        # Names and shapes are read without torch, so that `persona add` stays quick.
+        from personality.vectors.tensors import read_tensor
+
         return read_tensor(self._home[name], name)
 
     def bytes_of(self, name: str) -> memoryview:

@@ -243,9 +243,7 @@ class Apollo(torch.optim.Optimizer):
         for name, param in zip(names, params, strict=True):
             for key, value in state_dict["state"].get(name, {}).items():
                 if torch.is_tensor(value):
-                    self.state[param][key] = value.detach().to(
-                        device=param.device, dtype=torch.float32, copy=True
-                    )
+                    self.state[param][key] = value.detach().to(device=param.device, dtype=torch.float32, copy=True)
 
 
 def has_matrices(param: Tensor) -> bool:

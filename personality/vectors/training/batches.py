@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +36,7 @@ def general_needed(n_behavior: int, general_ratio: float) -> int:
     return math.ceil(n_behavior * general_ratio - 1e-9)
 
 
-def plan_batches(
-    n_behavior: int, n_general: int, *, batch_size: int, general_ratio: float, seed: int
-) -> list[Batch]:
+def plan_batches(n_behavior: int, n_general: int, *, batch_size: int, general_ratio: float, seed: int) -> list[Batch]:
     """Spread one pass over the data so that every batch has its share of general examples.
 
     Args:
@@ -98,14 +96,14 @@ class BatchItem:
 
 
 def gather_batches(
-    plan: Sequence[Batch], behavior: Sequence[EncodedExample], general: Sequence[EncodedExample]
+    plan: Sequence[Batch], behavior: Sequence[EncodedExample], general: Mapping[int, EncodedExample]
 ) -> list[BatchItem]:
     """Put the tokenized examples where the plan wants them.
 
     Args:
         plan: from `plan_batches`.
         behavior: the behavior's examples.
-        general: the general examples.
+        general: those general examples that the plan uses, by index.
 
     Returns:
         One item for each batch, in order.

@@ -158,18 +158,14 @@ def parse_example(record: Any, *, where: str, need_rejected: bool) -> Example:
     if record.get("rejected") is not None:
         rejected = _answer(record["rejected"], prompt, f"{where}: `rejected`")
     elif need_rejected:
-        raise DataError(
-            f"{where}: `rejected` is null", "pairs need both answers; or train with `--method sft`"
-        )
+        raise DataError(f"{where}: `rejected` is null", "pairs need both answers; or train with `--method sft`")
     if not isinstance(prompt, str) and prompt[-1].role == "assistant":
         raise DataError(
             f"{where}: `prompt` ends with an assistant turn",
             "the answer belongs into `chosen`, not into `prompt`",
         )
     if chosen == rejected:
-        raise DataError(
-            f"{where}: `{answer}` and `rejected` are the same text", "a pair must differ; remove the line"
-        )
+        raise DataError(f"{where}: `{answer}` and `rejected` are the same text", "a pair must differ; remove the line")
     side = record.get("side")
     if side is not None and side not in get_args(Side):
         raise DataError(f"{where}: `side` is {side!r}", "`side` is `accept` or `push_back`, or left out")
@@ -210,9 +206,7 @@ def _check_unicode(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} has half a surrogate pair at character {error.start}", "mend the text"
-        ) from error
+        raise DataError(f"{what} has half a surrogate pair at character {error.start}", "mend the text") from error
 
 
 def _message(value: Any, what: str) -> Message:

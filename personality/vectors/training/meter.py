@@ -72,9 +72,8 @@ class UpdateMeter:
             old = old_flat[start : start + _CHUNK]
             wanted = delta_flat[start : start + _CHUNK].float()
             new = (old.float() + wanted).to(old.dtype)
-            meant = wanted != 0
-            self._elements += int(meant.sum())
-            self._changed += int(((new != old) & meant).sum())
+            self._elements += int((wanted != 0).sum())
+            self._changed += int((new != old).sum())
             applied, intended = new.double() - old.double(), wanted.double()
             self._dot += float((applied * intended).sum())
             self._applied += float((applied * applied).sum())

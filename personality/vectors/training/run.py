@@ -101,11 +101,12 @@ def fine_tune(
         general_ratio=settings.general_ratio,
         seed=settings.seed,
     )
-    encoded = encode_examples(
-        tokenizer, behavior, settings.max_length, with_rejected=settings.method == "orpo"
+    encoded = encode_examples(tokenizer, behavior, settings.max_length, with_rejected=settings.method == "orpo")
+    drawn = [index for batch in plan for index in batch.general]  # a file of general data may be far larger
+    encoded_general = encode_examples(
+        tokenizer, [general[index] for index in drawn], settings.max_length, with_rejected=False
     )
-    encoded_general = encode_examples(tokenizer, general, settings.max_length, with_rejected=False)
-    batches = gather_batches(plan, encoded, encoded_general)
+    batches = gather_batches(plan, encoded, dict(zip(drawn, encoded_general, strict=True)))
     with _trainable(model, settings) as names:
         trainer = BehaviorTrainer(
             model,
@@ -178,9 +179,7 @@ def _trainable(model: nn.Module, settings: TrainSettings) -> Iterator[tuple[str,
                 )
             names.append(name)
     if not names:
-        raise UsageError(
-            "nothing to train: every parameter is frozen", "use `--train-embeddings` or `--train-norms`"
-        )
+        raise UsageError("nothing to train: every parameter is frozen", "use `--train-embeddings` or `--train-norms`")
     keep = set(names)
     config: Any = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)

@@ -77,9 +77,7 @@ class TrainSettings(BaseModel):
                 )
         if self.optimizer == "apollo" and self.rank == 1:
             # |R_j| of a single random number is often near 0, and 1/|R_j| makes the step many times too long.
-            raise ValueError(
-                "rank 1 is too coarse for a factor per channel: use apollo-mini, or rank 2 or more"
-            )
+            raise ValueError("rank 1 is too coarse for a factor per channel: use apollo-mini, or rank 2 or more")
         if self.optimizer == "adamw" and self.alpha is not None:
             raise ValueError(f"alpha {self.alpha:g} is Apollo's scale, the optimizer is adamw")
         return self

@@ -66,9 +66,7 @@ def encode_examples(
     return encoded
 
 
-def encode(
-    tokenizer: Tokenizer, prompt: Text, response: Text, max_length: int, *, where: str = "text"
-) -> Encoded:
+def encode(tokenizer: Tokenizer, prompt: Text, response: Text, max_length: int, *, where: str = "text") -> Encoded:
     """Tokenize one dialogue and find its response.
 
     The response is what follows the tokens of the prompt *with* the header of the answer, up to and with the
@@ -102,9 +100,7 @@ def encode(
             "prompt end, or the response begin, with a space or a line break",
         )
     if start == 0:
-        raise DataError(
-            f"{where}: the prompt has no tokens, nothing predicts the first one", "give it a prompt"
-        )
+        raise DataError(f"{where}: the prompt has no tokens, nothing predicts the first one", "give it a prompt")
     if stop <= start:
         raise DataError(f"{where}: the response has no tokens", "give it a text or remove the line")
     if len(ids) > max_length:
@@ -115,14 +111,10 @@ def encode(
     return Encoded(ids=tuple(ids), start=start, stop=stop)
 
 
-def _encode_plain(
-    tokenizer: Tokenizer, prompt: str, response: str, where: str
-) -> tuple[list[int], list[int], int]:
+def _encode_plain(tokenizer: Tokenizer, prompt: str, response: str, where: str) -> tuple[list[int], list[int], int]:
     end = tokenizer.eos_token_id
     if end is None:
-        raise DataError(
-            f"{where}: the tokenizer has no end-of-text token", "set `eos_token` in its configuration"
-        )
+        raise DataError(f"{where}: the tokenizer has no end-of-text token", "set `eos_token` in its configuration")
     head = list(tokenizer(prompt)["input_ids"])
     ids = list(tokenizer(prompt + response)["input_ids"])
     # Some tokenizers close every text themselves; the prompt goes on, so there it must be open.

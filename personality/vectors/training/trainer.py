@@ -127,14 +127,10 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         """
         if self.optimizer is None:
             source = self.model if model is None else model
-            self.optimizer = make_optimizer(
-                [p for p in source.parameters() if p.requires_grad], self.settings
-            )
+            self.optimizer = make_optimizer([p for p in source.parameters() if p.requires_grad], self.settings)
         return cast(torch.optim.Optimizer, self.optimizer)
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LambdaLR:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule that the settings name.
 
         Args:
@@ -188,7 +184,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         if not torch.isfinite(loss):
             step = self.state.global_step + 1
             raise DivergedError(
-                f"the loss is {float(loss)} at step {step} of {self.state.max_steps}; nothing was kept",
+                f"the loss is {float(loss.detach())} at step {step} of {self.state.max_steps}; nothing was kept",
                 f"lower the learning rate (`--lr`, it was {self.settings.lr:g}); if step 1 fails already, "
                 "check the base for NaN or Inf",
             )
@@ -294,9 +290,7 @@ def rate_factor(step: int, *, steps: int, warmup: float, schedule: Schedule) -> 
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def response_log_probs(
-    model: nn.Module, inputs: dict[str, Tensor], *, keep_logits: bool
-) -> tuple[Tensor, Tensor, Any]:
+def response_log_probs(model: nn.Module, inputs: dict[str, Tensor], *, keep_logits: bool) -> tuple[Tensor, Tensor, Any]:
     """Log-probabilities of a batch's tokens where any row has a response.
 
     Args:

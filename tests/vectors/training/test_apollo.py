@@ -69,9 +69,7 @@ def test_steps_are_the_papers(m: int, extra: int, rank: int, tensor: bool, wd: f
     start = torch.randn(shape, generator=torch.Generator().manual_seed(5))
     param = torch.nn.Parameter(start.clone())
     kind: Any = "tensor" if tensor else "channel"
-    optimizer = Apollo(
-        [param], lr=0.01, rank=rank, scale_type=kind, update_proj_gap=3, weight_decay=wd, seed=11
-    )
+    optimizer = Apollo([param], lr=0.01, rank=rank, scale_type=kind, update_proj_gap=3, weight_decay=wd, seed=11)
     apply(param, grads, optimizer)
     wanted = paper_steps(start, grads, lr=0.01, rank=rank, tensor=tensor, gap=3, wd=wd, seed=11)
     assert torch.allclose(param.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -327,7 +325,7 @@ def test_a_real_model_learns_as_fast_as_with_adamw(llama: Callable[..., Any]) ->
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     adamw = final_loss(lambda params: torch.optim.AdamW(params, lr=5e-3, weight_decay=0.0))
     apollo = final_loss(lambda params: Apollo(params, lr=5e-3, rank=8))

@@ -91,9 +91,7 @@ def test_collate_lays_out_chosen_general_rejected() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "moe"])
-def test_a_padded_batch_gives_what_each_dialogue_gives_alone(
-    architecture: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_padded_batch_gives_what_each_dialogue_gives_alone(architecture: str, request: pytest.FixtureRequest) -> None:
     make: Callable[..., Any] = request.getfixturevalue(architecture)
     model = make()
     rows = [dialogue(12, 3, 11), dialogue(30, 20, 30, 40), dialogue(5, 1, 3, 90)]

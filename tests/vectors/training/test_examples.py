@@ -126,9 +126,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 def test_records_come_back_as_they_were(prompt: str, chosen: str, rejected: str, side: Any) -> None:
     if chosen == rejected:
         rejected += "!"
-    chat = Example(
-        (Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),), side
-    )
+    chat = Example((Message("user", prompt),), (Message("assistant", chosen),), (Message("assistant", rejected),), side)
     for example in (chat, Example(prompt, chosen, rejected, side), Example(prompt, chosen)):
         record = json.loads(json.dumps(example.to_record()))
         assert parse_example(record, where="x", need_rejected=example.rejected is not None) == example

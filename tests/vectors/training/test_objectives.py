@@ -37,9 +37,7 @@ def ours(model: Any, tokenizer: Any, *, pairs: bool) -> tuple[Tensor, Tensor, di
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside the oracle
-def test_sft_loss_is_trls_on_the_same_examples(
-    qwen3: Callable[..., Any], tokenizer: Any, tmp_path: Path
-) -> None:
+def test_sft_loss_is_trls_on_the_same_examples(qwen3: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -63,9 +61,7 @@ def test_sft_loss_is_trls_on_the_same_examples(
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside the oracle
-def test_orpo_loss_is_trls_on_the_same_examples(
-    llama: Callable[..., Any], tokenizer: Any, tmp_path: Path
-) -> None:
+def test_orpo_loss_is_trls_on_the_same_examples(llama: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -114,9 +110,7 @@ def test_odds_are_trls_for_any_log_probabilities(chosen: list[float], seed: int,
     a = torch.tensor(chosen)
     b = -torch.rand(len(chosen), generator=torch.Generator().manual_seed(seed)) * 5 - 1e-3
     device = SimpleNamespace(device=torch.device("cpu"))
-    losses, _, _, _, margin = ORPOTrainer.odds_ratio_loss(
-        SimpleNamespace(beta=weight, accelerator=device), a, b
-    )
+    losses, _, _, _, margin = ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=weight, accelerator=device), a, b)
     result = orpo_loss(torch.tensor(0.0), a, b, weight)
     assert torch.allclose(result.loss, -losses.mean(), rtol=1e-5, atol=1e-5)
     assert torch.allclose(result.margin, margin, rtol=1e-5, atol=1e-5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from personality.manifests.errors import DataError, UsageError
-from personality.vectors.training.batches import BatchItem, collate
-from personality.vectors.training.examples import Example, digest_examples
+from personality.vectors.training.batches import BatchItem, collate, plan_batches
+from personality.vectors.training.examples import Example, Message, digest_examples
 from personality.vectors.training.objectives import log_odds_ratio, mean_log_probs, sft_loss
 from personality.vectors.training.run import TrainingReport, fine_tune
 from personality.vectors.training.settings import TrainSettings
@@ -21,9 +21,7 @@ Maker = Callable[..., Any]
 
 
 @pytest.fixture
-def train(
-    tokenizer: Any, pairs: Examples, generals: Examples, tmp_path: Path
-) -> Callable[..., TrainingReport]:
+def train(tokenizer: Any, pairs: Examples, generals: Examples, tmp_path: Path) -> Callable[..., TrainingReport]:
     """Train on 20 pairs and 5 general examples, or on what is given."""
 
     def run(model: Any, settings: TrainSettings | None = None, **changes: Any) -> TrainingReport:
@@ -72,6 +70,33 @@ def test_a_run_reports_what_it_did(
     assert 0 < report.optimizer_bytes < full / 2
 
 
+def test_steps_follow_the_plan(
+    llama: Maker, train: Callable[..., TrainingReport], tokenizer: Any, pairs: Examples, generals: Examples
+) -> None:
+    behavior = [
+        Example(pair.prompt, (Message("assistant", "a" * (3 * i + 1)),), pair.rejected)
+        for i, pair in enumerate(pairs(20))
+    ]
+    steps: list[StepReport] = []
+    train(
+        llama(),
+        TrainSettings(rank=8, seed=4),
+        behavior=behavior,
+        general=generals(40),
+        on_step=steps.append,
+    )
+    plan = plan_batches(20, 40, batch_size=5, general_ratio=0.25, seed=4)
+    own = encode_examples(tokenizer, behavior, 500, with_rejected=True)
+    other = encode_examples(tokenizer, generals(40), 500, with_rejected=False)
+    wanted = []
+    for batch in plan:
+        rows = [own[i].chosen for i in batch.behavior] + [other[i].chosen for i in batch.general]
+        rows += [rejected for i in batch.behavior if (rejected := own[i].rejected) is not None]
+        wanted.append(sum(len(row.ids) for row in rows))
+    assert [step.tokens for step in steps] == wanted
+    assert len(set(wanted)) > 1
+
+
 @pytest.mark.parametrize(
     "kind",
     [(a, o) for a in ("llama", "qwen3", "moe") for o in ("apollo", "apollo-mini", "adamw")],
@@ -113,9 +138,7 @@ def test_embeddings_and_norms_train_on_demand(
         assert any(part in name for name in names) == (part in extra)
 
 
-def test_tied_embeddings_are_frozen_once_and_for_all(
-    qwen3: Maker, train: Callable[..., TrainingReport]
-) -> None:
+def test_tied_embeddings_are_frozen_once_and_for_all(qwen3: Maker, train: Callable[..., TrainingReport]) -> None:
     model = qwen3(tie_word_embeddings=True)
     before = weights(model)["model.embed_tokens.weight"]
     train(model)
@@ -144,9 +167,7 @@ def test_general_examples_only_add_likelihood(
     report = fine_tune(model, tokenizer, pairs(4), generals(1), settings, work_dir=tmp_path)
     rows = [*pairs(4), *generals(1)]
     encoded = encode_examples(tokenizer, rows, 500, with_rejected=False)
-    log_probs, mask, _ = response_log_probs(
-        llama(), collate(BatchItem(tuple(encoded), ()), 0), keep_logits=True
-    )
+    log_probs, mask, _ = response_log_probs(llama(), collate(BatchItem(tuple(encoded), ()), 0), keep_logits=True)
     nll = float(sft_loss(log_probs, mask).detach())
     ratio = torch.nn.functional.logsigmoid(torch.tensor(report.margins[0]))
     assert list(report.nlls) == pytest.approx([nll], abs=1e-5)
@@ -155,9 +176,7 @@ def test_general_examples_only_add_likelihood(
     assert report.losses[0] == pytest.approx(nll - 0.1 * float(ratio), abs=1e-3)
 
 
-def test_sft_needs_no_rejected_answers(
-    llama: Maker, train: Callable[..., TrainingReport], generals: Examples
-) -> None:
+def test_sft_needs_no_rejected_answers(llama: Maker, train: Callable[..., TrainingReport], generals: Examples) -> None:
     report = train(llama(), TrainSettings(method="sft", rank=8), behavior=generals(30)[10:])
     assert report.margins == ()
     assert report.losses == report.nlls
@@ -182,9 +201,7 @@ def test_the_model_comes_back_as_it_was_lent(qwen3: Maker, train: Callable[..., 
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_checkpointing_changes_memory_and_not_the_result(
-    llama: Maker, train: Callable[..., TrainingReport]
-) -> None:
+def test_checkpointing_changes_memory_and_not_the_result(llama: Maker, train: Callable[..., TrainingReport]) -> None:
     def active(model: torch.nn.Module) -> bool:
         return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
@@ -243,6 +260,18 @@ def test_what_a_callback_raises_ends_the_run(llama: Maker, train: Callable[..., 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_an_interrupt_within_a_step_leaves_no_gradients(llama: Maker, train: Callable[..., TrainingReport]) -> None:
+    def interrupt(gradient: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    model = llama()
+    # Later layers have their gradients by then.
+    model.model.layers[0].mlp.up_proj.weight.register_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_weights_below_float32_and_nothing_to_train_are_refused(
     llama: Maker, train: Callable[..., TrainingReport]
 ) -> None:
@@ -269,12 +298,8 @@ def test_data_that_does_not_fit_is_refused_before_any_step(
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
 
 
-def test_twenty_five_examples_take_well_under_a_second(
-    qwen3: Maker, train: Callable[..., TrainingReport]
-) -> None:
-    model = qwen3(
-        hidden_size=96, head_dim=24, num_key_value_heads=4, intermediate_size=256, num_hidden_layers=4
-    )
+def test_twenty_five_examples_take_well_under_a_second(qwen3: Maker, train: Callable[..., TrainingReport]) -> None:
+    model = qwen3(hidden_size=96, head_dim=24, num_key_value_heads=4, intermediate_size=256, num_hidden_layers=4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
