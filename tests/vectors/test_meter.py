@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personality.manifests.errors import IncompatibleError
-from personality.vectors.training.meter import UpdateMeter
+from personality.vectors.meter import UpdateMeter
 
 
 def measure(base: torch.Tensor, delta: torch.Tensor) -> UpdateMeter:
