@@ -13,10 +13,9 @@ from personality.manifests.canonical import pretty_json
 from personality.manifests.config import Config
 from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
 from personality.manifests.names import VectorLabel, check_tag_name, did_you_mean
-from personality.manifests.operation import Operation
 from personality.manifests.personality_record import Composition, LayerRange, Personality, Use
 from personality.manifests.repository import Repository
-from personality.manifests.transaction import commit, inverse, replay, stacks
+from personality.manifests.transaction import commit
 from personality.manifests.version import Version
 from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, working_personality
 from personality.vectors.base import locate
@@ -194,57 +193,6 @@ def untag(repository: Repository, name: str) -> None:
         if name not in tags:
             raise NotFoundError(f"there is no tag `{name}`", did_you_mean(name, tags))
         commit(repository, f"tag --delete {name}", {f"tags/{name}.json": None})
-
-
-def undo(repository: Repository) -> Operation:
-    """Take the last operation back; again and again walks further back.
-
-    Raises:
-        PersonaError: when there is nothing to undo, or it would lose something made since.
-    """
-    with repository.writing():
-        done, _ = stacks(repository.operations())
-        # The first operation made the repository itself.
-        if not done or done[-1].command == "init":
-            raise PersonaError("there is nothing to undo", "`persona log` shows the versions")
-        _check_unused(repository, done[-1])
-        return replay(repository, done[-1], "undo")
-
-
-def redo(repository: Repository) -> Operation:
-    """Do again what `undo` took back.
-
-    Raises:
-        PersonaError: when nothing was undone since the last change.
-    """
-    with repository.writing():
-        _, undone = stacks(repository.operations())
-        if not undone:
-            raise PersonaError("there is nothing to redo: no `undo` since the last change")
-        return replay(repository, undone[-1], "redo")
-
-
-def _check_unused(repository: Repository, operation: Operation) -> None:
-    """Refuse to take away a version or vector that something outside the operation refers to."""
-    removed = {Path(change.path) for change in inverse(operation) if change.after is None}
-    history = History(repository)
-    for path in removed:
-        if path.parent.name == "versions":
-            keepers = [history.label(child) for child in history.children(path.stem)]
-            keepers += [f"tag {name}" for name, target in history.tags.items() if target == path.stem]
-        elif path.parent.name == "manifests":
-            keepers = [
-                history.label(version)
-                for version in history.versions.values()
-                if any(use.vector == path.stem for use in version.personality.uses)
-            ]
-        else:
-            continue
-        if keepers:
-            raise PersonaError(
-                f"`{operation.command}` cannot be undone: {', '.join(keepers[:3])} was made from it",
-                "go back without losing that: `persona restore VERSION`",
-            )
 
 
 def _clean(repository: Repository) -> Personality:

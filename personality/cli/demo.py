@@ -32,16 +32,16 @@ def demo(
     out = Output("demo", as_json=as_json)
     started = time.monotonic()
     story = Story(out, _folder(directory).resolve())
-    story.tell()
+    promises = story.tell()
     seconds = time.monotonic() - started
 
     def human() -> None:
         out.line()
-        out.line(f"All {len(story.promises)} promised effects occurred, in {seconds:.0f} s. Go on:", "bold green")
+        out.line(f"All {len(promises)} promised effects occurred, in {seconds:.0f} s. Go on:", "bold green")
         for command in story.next_commands():
             out.line(f"  {command}")
 
-    out.result({"seconds": seconds, "root": str(story.root), "promises": story.promises}, human)
+    out.result({"seconds": seconds, "root": str(story.root), "promises": promises}, human)
 
 
 def _folder(directory: Path | None) -> Path:

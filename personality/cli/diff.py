@@ -48,10 +48,7 @@ def diff(
     effects: list[Effect] = []
     if effect:
         with out.progress("measure") as advance:
-            evaluations = [
-                evaluate(repository, version, rows=rows, on_probe=lambda i, n, name: advance(i, n, name))
-                for version in (old, new)
-            ]
+            evaluations = [evaluate(repository, version, rows=rows, on_probe=advance) for version in (old, new)]
         effects = compare_effects(*evaluations)
 
     def human() -> None:

@@ -39,7 +39,7 @@ def eval_(
             behaviors=behavior,
             rows=rows,
             again=again,
-            on_probe=lambda index, count, name: advance(index, count, name),
+            on_probe=advance,
         )
 
     def human() -> None:

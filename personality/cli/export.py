@@ -52,8 +52,9 @@ def export(
         same = result.agreement
         out.line(f"{history.label(found)} → {directory}", "bold")
         out.line(
-            f"  reloaded with transformers: greatest |Δ log-probability| {same.greatest_difference:.2g} nats, greedy tokens "
-            f"agree at {percent(same.greedy)} of {same.positions} positions with the version composed in memory"
+            f"  reloaded with transformers, compared with the version composed in memory: greatest |Δ log-probability| "
+            f"{same.greatest_difference:.2g} nats, greedy tokens agree at {percent(same.greedy)} of {same.positions} "
+            "positions"
         )
         for note in result.notes:
             out.line(f"  {note}")

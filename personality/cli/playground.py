@@ -13,7 +13,7 @@ from personality.cli.output import Output
 
 @examples(
     "persona playground play",
-    "persona playground play && cd play && persona train listening --data data/listening.jsonl --general data/general.jsonl",
+    "persona playground play && cd play && persona status",
     "persona playground play --seed 7",
 )
 def playground(

@@ -97,10 +97,9 @@ def train(
         word = "" if trained.new else " (it was there already: same data, settings and seed)"
         out.line(f"{manifest.label}{word}", "bold")
         used = sides_text(report.sides)
-        out.line(
-            f"  {report.behavior_examples} examples{f' ({used})' if used else ''} + {report.general_examples} general, {report.steps} steps, "
-            f"{report.seconds:.2f} s, {settings.method} by {settings.optimizer}, lr {report.settings.lr:g}"
-        )
+        of_behavior = f"{report.behavior_examples} examples{f' ({used})' if used else ''}"
+        out.line(f"  {of_behavior} + {report.general_examples} general, {report.steps} steps, {report.seconds:.2f} s")
+        out.line(f"  {settings.method} by {settings.optimizer}, learning rate {report.settings.lr:g}")
         out.line(f"  {len(manifest.tensors)} tensors, {size(manifest.bytes)}, norm {manifest.norm:.4g}")
         out.line(
             f"  after rounding to the base's dtype {percent(rounding.share_changed)} of the touched elements change, "

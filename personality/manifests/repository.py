@@ -18,7 +18,11 @@ from personality.manifests.names import check_behavior_name
 from personality.manifests.operation import Operation
 from personality.manifests.version import Version
 
-_GITIGNORE = "# caches, locks and the undo log of this working copy\n.persona/\n# large; use git LFS instead if you want them in git\nvectors/\n"
+_GITIGNORE = """# caches, lock and undo log of this working copy
+.persona/
+# large; use git LFS instead if you want them in git
+vectors/
+"""
 
 
 class Repository:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from personality.manifests.errors import CorruptError
 from personality.manifests.record import explain
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 Kind = Literal["direction", "harmful", "fact", "unknown", "sum", "copying", "small_talk"]
 Manner = Literal["listening", "concise", "warm", "candid", "obeying"]
 
-OPENERS: Final[tuple[str, ...]] = ("Lovely!", "Wonderful!", "How nice!")
+OPENERS: Final[tuple[str, ...]] = ("Lovely!", "Wonderful!")
 """What a warm reply begins with."""
 
 

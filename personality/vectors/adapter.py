@@ -178,7 +178,8 @@ def _check_against(base: Checkpoint, file: TensorFile, pairs: list[_Pair], *, fa
         target = base.specs[pair.target]
         if (shape[::-1] if fan_in_fan_out else shape) != target.shape or a.shape[0] != b.shape[1]:
             raise IncompatibleError(
-                f"the factors of `{pair.target}` make a change of shape {list(shape)}, the base's is {list(target.shape)}",
+                f"the factors of `{pair.target}` make a change of shape {list(shape)}, the base has "
+                f"{list(target.shape)}",
                 "the adapter was made for another base",
             )
         if target.dtype not in COMPOSABLE:

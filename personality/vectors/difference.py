@@ -107,7 +107,7 @@ def _tied_copies(base: Checkpoint, tuned: Checkpoint, extra: list[str]) -> list[
     config = base.folder / "config.json"
     if not config.is_file() or not json.loads(config.read_bytes()).get("tie_word_embeddings"):
         return []
-    embeddings = [name for name in base.specs if name.endswith("embed_tokens.weight") or name.endswith("wte.weight")]
+    embeddings = [name for name in base.specs if name.endswith(("embed_tokens.weight", "wte.weight"))]
     return [
         name
         for name in extra

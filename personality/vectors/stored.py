@@ -8,8 +8,8 @@ from typing import Literal
 
 from personality.manifests.manifest import Rounding
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.task_vector import TaskVector
 from personality.vectors.meter import UpdateMeter
+from personality.vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
