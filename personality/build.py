@@ -10,6 +10,7 @@ from typing import ClassVar
 from personality.checkpoint_writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.environment import build_environment, build_fingerprint
 from personality.manifests.atomic import sync_folder, temporary_beside, write_bytes
+from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
@@ -93,7 +94,12 @@ def write_build(
     """
     composer = composer_of(repository, version.personality)
     temporary = temporary_beside(path)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise PersonaError(
+            f"cannot make a folder in {temporary.parent}: {error.strerror}", "choose another folder"
+        ) from error
     try:
         digests = write_checkpoint(composer, temporary, shard_bytes=shard_bytes, on_progress=on_progress)
         record = BuildRecord(

@@ -17,7 +17,7 @@ from personality.manifests.personality_record import Composition, LayerRange, Pe
 from personality.manifests.repository import Repository
 from personality.manifests.transaction import commit
 from personality.manifests.version import Version
-from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, working_personality
+from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, vector_label, working_personality
 from personality.vectors.base import locate
 from personality.vectors.checkpoint import Checkpoint
 
@@ -40,12 +40,28 @@ class Recorded:
 
 
 def initialize(root: Path, base: BaseIdentity, composition: Composition, training: dict[str, object]) -> Repository:
-    """Make a repository whose first version is the base alone."""
-    repository = Repository.create(root, Config(base=base, composition=composition, training=training))
+    """Make a repository whose first version is the base alone.
+
+    Raises:
+        PersonaError: when there is a repository already, or the versions of one without its `persona.toml`.
+    """
+    repository = Repository.create(root)
     with repository.writing():
         personality = Personality(base=base, composition=composition)
-        first = History(repository).next(personality, "the base", [])
-        commit(repository, "init", {f"versions/{first.id}.json": first.to_bytes().decode()})
+        texts: dict[str, str | None] = {
+            config.FILE_NAME: Config(base=base, composition=composition, training=training).to_text()
+        }
+        known = list(repository.versions().values())
+        # An interrupted `init` leaves its version without persona.toml; the same `init` again takes that version.
+        if not known:
+            first = History(repository).next(personality, "the base", [])
+            texts[f"versions/{first.id}.json"] = first.to_bytes().decode()
+        elif len(known) > 1 or known[0].personality != personality:
+            raise PersonaError(
+                f"{root / 'versions'} holds versions, but there is no {config.FILE_NAME} beside it",
+                f"take it back (`git checkout -- {config.FILE_NAME}`), or make the repository in another folder",
+            )
+        commit(repository, "init", texts)
     return repository
 
 
@@ -259,6 +275,11 @@ def _record(
     changes = compare_recipes(before, personality)
     if not changes and len(parents) == 1:
         return Recorded(parents[0], history.label(parents[0]), [], new=False)
+    if personality.base.fingerprint != before.base.fingerprint:
+        raise IncompatibleError(
+            f"{config.FILE_NAME} names the base {personality.base}, the versions are for {before.base}",
+            "put the base back: vectors and versions do not move to another; `persona init` a repository for that base",
+        )
     for use in personality.uses:
         if use != before.use_of(use.behavior):
             _check_buildable(repository, use, personality)
@@ -281,7 +302,7 @@ def _working_texts(repository: Repository, personality: Personality) -> dict[str
         text = repository.text(path)
         use = personality.use_of(name)
         if use is not None:
-            texts[path] = behavior_file.with_use(text, use)
+            texts[path] = behavior_file.with_use(text, use, vector_label(repository, use))
         elif text is not None and behaviors[name].use is not None:
             texts[path] = behavior_file.without_use(text)
     return texts

@@ -62,4 +62,9 @@ def greatest_ulps(first: Tensor, second: Tensor) -> int:
         lowest = torch.iinfo(integer).min
         return torch.where(bits < 0, lowest - bits, bits)
 
-    return int((line(first) - line(second)).abs().max()) if first.numel() else 0
+    if not first.numel():
+        return 0
+    a, b = line(first), line(second)
+    distance = torch.where(a > b, a - b, b - a)
+    # 64-bit floats far apart overflow to a negative distance.
+    return int(torch.where(distance < 0, torch.iinfo(torch.int64).max, distance).max())

@@ -69,10 +69,10 @@ def collect(garbage: list[Garbage]) -> int:
 
 
 def _owner_lives(path: Path) -> bool:
-    """Whether the process that writes a temporary file still runs."""
+    """Whether the process that writes a temporary file still runs; what bears no process's number is not ours."""
     match = _OWNER.match(path.name)
     if match is None:
-        return False
+        return True
     try:
         os.kill(int(match.group(1)), 0)
     except ProcessLookupError:

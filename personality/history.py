@@ -38,8 +38,7 @@ class History:
         Raises:
             PersonaError: when several tips are equally new and the files describe none of them alone.
         """
-        if not self.tips:
-            raise CorruptError("the repository has no version", "restore `versions/` with git, or `persona init` anew")
+        self._first()
         if len(self.tips) == 1:
             return self.tips[0]
         matching = [tip for tip in self.tips if working is not None and tip.personality.id == working.id]
@@ -51,6 +50,17 @@ class History:
             "set the files in behaviors/ as they should be, then `persona save -m …` records a version with all "
             "of them as parents",
         )
+
+    def _first(self) -> Version:
+        """The version that the history begins with.
+
+        Raises:
+            CorruptError: when there is no version at all.
+        """
+        for version in self.versions.values():
+            if not version.parents:
+                return version
+        raise CorruptError("the repository has no version", "restore `versions/`: `git checkout -- versions`")
 
     def label(self, version: Version) -> str:
         """`v4`, or `v4:3f9c` when two branches both made a v4."""
@@ -71,7 +81,7 @@ class History:
         if name == "head":
             return self.head()
         if name == "base":
-            return next(version for version in self.versions.values() if not version.parents)
+            return self._first()
         if name in self.tags and self.tags[name] in self.versions:
             return self.versions[self.tags[name]]
         label, _, prefix = name.partition(":")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from personality.manifests.errors import CorruptError, NotFoundError, UsageError
 from personality.manifests.manifest import Manifest
-from personality.manifests.names import VectorLabel, did_you_mean
+from personality.manifests.names import MIN_ID_PREFIX, VectorLabel, did_you_mean
 from personality.manifests.personality_record import LayerRange, Personality, Use
 from personality.manifests.record import explain
 from personality.manifests.repository import Repository
@@ -37,6 +37,12 @@ def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
         choices = " and ".join(f"`{item.label}:{item.id[:4]}`" for item in found)
         raise UsageError(f"`{label}` means two vectors, made on two branches", f"say which: {choices}")
     return found[0]
+
+
+def vector_label(repository: Repository, use: Use) -> str:
+    """`listening@3`, or `listening@3:ab12` when two branches both made a number 3."""
+    twins = [item for item in repository.manifests() if (item.behavior, item.number) == (use.behavior, use.number)]
+    return use.label if len(twins) < 2 else f"{use.label}:{use.vector[:MIN_ID_PREFIX]}"
 
 
 def use_vector(

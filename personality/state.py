@@ -35,7 +35,7 @@ def repository_state(repository: Repository) -> State:
     history = History(repository)
     working = working_personality(repository)
     matching = [tip for tip in history.tips if tip.personality.id == working.id]
-    head = (matching or history.tips)[0]
+    head = (matching or history.tips or [history.head()])[0]
     problems = [
         f"the tensors of {use.label} are missing ({repository.vector_path(use.vector)}): copy or remake them"
         for use in working.uses

@@ -9,6 +9,7 @@ from personality.manifests.errors import PersonaError
 from personality.manifests.operation import Operation
 from personality.manifests.repository import Repository
 from personality.manifests.transaction import inverse, replay, stacks
+from personality.recipe import working_personality
 
 
 def undo(repository: Repository) -> Operation:
@@ -53,6 +54,8 @@ def _check_unused(repository: Repository, operation: Operation) -> None:
                 for version in history.versions.values()
                 if any(use.vector == path.stem for use in version.personality.uses)
             ]
+            working = working_personality(repository)
+            keepers += [f"behaviors/{use.behavior}.toml" for use in working.uses if use.vector == path.stem]
         else:
             continue
         if keepers:

@@ -17,6 +17,7 @@ from personality.manifests.version import Version
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
 from personality.vectors.task_vector import open_task_vector
+from personality.vectors.tensors import tensor_bytes
 from personality.versions import base_of, composer_of
 
 TOLERANCE_ULPS = 1
@@ -130,8 +131,9 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
         if spec.dtype in COMPOSABLE:
             ulps = greatest_ulps(tensor, found.tensor(name))
         else:
-            ulps = 0 if bytes(composer.base.bytes_of(name)) == bytes(found.bytes_of(name)) else TOLERANCE_ULPS + 1
-        if ulps:
+            ulps = 0 if composer.base.bytes_of(name) == found.bytes_of(name) else TOLERANCE_ULPS + 1
+        # 0.0 and -0.0 are no units apart and yet not the same bits.
+        if ulps or tensor_bytes(tensor) != found.bytes_of(name):
             changed.append(name)
         worst = max(worst, ulps)
     if not changed:

@@ -142,6 +142,8 @@ class Composer:
         if key not in source.thresholds:
             names = source.names if whole else [name]
             elements = sum(math.prod(source.vector.shapes[item]) for item in names)
+            if elements == 0:
+                return 0.0
             keep = max(1, int(density * elements))
             source.thresholds[key] = kth_largest_magnitude(lambda: self._blocks(source, names), keep)
         return source.thresholds[key]

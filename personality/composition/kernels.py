@@ -60,7 +60,7 @@ def ties(trimmed: Sequence[Tensor], scales: Sequence[float], normalize: str, lam
         if normalize == "mean":
             divisor += agrees
         elif normalize == "weighted":
-            divisor += agrees * abs(scale)
+            divisor += agrees.to(divisor.dtype) * abs(scale)
     if normalize != "sum":
         total = torch.where(divisor > 0, total / divisor, total)
     return total if lam == 1 else total * lam

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from personality.environment import build_environment
-from personality.evaluation.intervals import paired_difference
+from personality.evaluation.intervals import paired_difference, paired_share_difference
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import read_suite, suite_digest
 from personality.manifests.atomic import write_bytes
@@ -121,7 +121,7 @@ def compare_effects(before: Evaluation, after: Evaluation) -> list[Effect]:
                 probe=old.probe,
                 before=old.passed,
                 after=new.passed,
-                change=paired_difference(old.outcomes, new.outcomes),
+                change=paired_share_difference(old.outcomes, new.outcomes),
                 probability_before=old.probability,
                 probability_after=new.probability,
                 probability_change=probability,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -109,14 +110,20 @@ def _read_probe(repository: Repository, folder: str, owner: str, entry: ProbeEnt
             f"the probe `{name}` needs {path}, which is not there",
             f"restore the file, or edit {folder}/{owner}.toml",
         )
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}", "save the file as UTF-8") from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: a text in JSON may hold other line separators, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             rows.append(_read_row(line, f"{folder}/{entry.file}:{number}"))
     if not rows:
         raise DataError(f"{path} has no rows", "a probe needs at least one line of JSON")
     openings = (*entry.yes, *entry.no)
-    clash = [(a, b) for a in openings for b in openings if a is not b and b.startswith(a)]
+    pairs = itertools.permutations(openings, 2)
+    clash = [(a, b) for a, b in pairs if b.startswith(a)]
     if clash or bool(entry.yes) != bool(entry.no):
         what = f"the opening {clash[0][0]!r} begins {clash[0][1]!r}" if clash else "it has only one of `yes` and `no`"
         raise DataError(

@@ -11,7 +11,7 @@ from personality.manifests.errors import PersonaError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import LayerRange, Use
 from personality.manifests.record import Frozen
-from personality.manifests.toml_text import parse_toml, validate
+from personality.manifests.toml_text import parse_toml, set_table, validate
 
 
 class UseEntry(Frozen):
@@ -77,15 +77,21 @@ class BehaviorFile(Frozen):
         return validate(cls, parse_toml(text, source), source)
 
 
-def with_use(text: str | None, use: Use) -> str:
-    """The file's text with this use; description, probes and comments stay."""
+def with_use(text: str | None, use: Use, label: str = "") -> str:
+    """The file's text with this use; description, probes and comments stay.
+
+    Args:
+        text: the file's text; None for a new file.
+        use: what to write.
+        label: how to name its vector when `use.label` alone means two, as in `listening@3:ab12`.
+    """
     document = tomlkit.parse(text) if text else tomlkit.document()
-    entry: dict[str, Any] = {"vector": use.label, "scale": use.scale}
+    entry: dict[str, Any] = {"vector": label or use.label, "scale": use.scale}
     if use.layers is not None:
         entry["layers"] = str(use.layers)
     if use.density is not None:
         entry["density"] = use.density
-    document["use"] = entry
+    set_table(document, "use", entry)
     return tomlkit.dumps(document)
 
 
@@ -93,4 +99,5 @@ def without_use(text: str) -> str | None:
     """The file's text without its use; None when nothing else is in it."""
     document = tomlkit.parse(text)
     document.pop("use", None)
-    return tomlkit.dumps(document) if document else None
+    rest = tomlkit.dumps(document)
+    return rest if rest.strip() else None

@@ -9,7 +9,7 @@ import tomlkit
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.personality_record import Composition
 from personality.manifests.record import FORMAT, Frozen, check_format
-from personality.manifests.toml_text import parse_toml, validate
+from personality.manifests.toml_text import parse_toml, set_table, validate
 
 FILE_NAME = "persona.toml"
 
@@ -59,5 +59,5 @@ class Config(Frozen):
 def with_composition(text: str, composition: Composition) -> str:
     """The text of `persona.toml` with another composition; everything else, comments too, stays."""
     document = tomlkit.parse(text)
-    document["composition"] = composition.effective()
+    set_table(document, "composition", composition.effective())
     return tomlkit.dumps(document)

@@ -15,6 +15,7 @@ _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 _VERSION_LABEL = re.compile(r"v[0-9]+")
 _HEX = re.compile(r"[0-9a-f]+")
 MIN_ID_PREFIX = 4
+_TAKEN = ("base", "head")  # these always mean a version
 
 
 @dataclass(frozen=True, order=True)
@@ -67,10 +68,10 @@ def check_tag_name(name: str) -> str:
         UsageError: when it has other characters, or could be taken for a version's label or id.
     """
     looks_like_id = len(name) >= MIN_ID_PREFIX and _HEX.fullmatch(name)
-    if not _TAG.fullmatch(name) or _VERSION_LABEL.fullmatch(name) or looks_like_id or name == "base":
+    if not _TAG.fullmatch(name) or _VERSION_LABEL.fullmatch(name) or looks_like_id or name in _TAKEN:
         raise UsageError(
             f"`{name}` cannot be a tag",
-            "use letters, digits, `.`, `-` and `_`; not `v7`, `base` or a bare hex number",
+            "use letters, digits, `.`, `-` and `_`; not `v7`, `base`, `head` or a bare hex number",
         )
     return name
 

@@ -53,8 +53,8 @@ class Repository:
         )
 
     @classmethod
-    def create(cls, root: Path, config: Config) -> Repository:
-        """Make a new repository; `persona.toml` comes last, since it is what makes a folder a repository.
+    def create(cls, root: Path) -> Repository:
+        """Make the folders of a new repository; what makes it one is `persona.toml`, which the caller writes last.
 
         Raises:
             PersonaError: when there is one already.
@@ -65,7 +65,6 @@ class Repository:
             (root / name).mkdir(parents=True, exist_ok=True)
         if not (root / ".gitignore").exists():
             write_bytes(root / ".gitignore", _GITIGNORE.encode())
-        write_bytes(root / FILE_NAME, config.to_text().encode())
         return cls(root)
 
     @contextlib.contextmanager
@@ -78,7 +77,7 @@ class Repository:
         """A small file's text; None when it does not exist."""
         path = self.root / relative
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode()  # not read_text, which would turn the line ends of Windows into others
         except FileNotFoundError:
             return None
         except UnicodeDecodeError as error:
@@ -99,7 +98,15 @@ class Repository:
 
     def manifests(self) -> list[Manifest]:
         """Every vector's manifest, sorted by behavior and number."""
-        found = [Manifest.read(path) for path in _records(self.root / "manifests", "*.json")]
+        found = []
+        for path in _records(self.root / "manifests", "*.json"):
+            manifest = Manifest.read(path)
+            if manifest.id != path.stem:
+                raise CorruptError(
+                    f"{path} holds the manifest of {manifest.label}, {manifest.id}",
+                    f"restore it: `git checkout -- manifests/{path.name}`",
+                )
+            found.append(manifest)
         return sorted(found, key=lambda manifest: (manifest.behavior, manifest.number, manifest.id))
 
     def versions(self) -> dict[str, Version]:

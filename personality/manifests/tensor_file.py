@@ -83,7 +83,7 @@ class TensorFile:
         self.specs: dict[str, TensorSpec] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
         header = self._parse(bytes(self._data[8 : self._start]))
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", None))
         end = 0
         for name, entry in sorted(header.items(), key=lambda item: self._offsets(*item)):
             spec = self._spec(name, entry)
@@ -111,24 +111,30 @@ class TensorFile:
 
         try:
             header = json.loads(raw, object_pairs_hook=unique)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise self._corrupt(f"its header is not JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._corrupt("its header is not an object")
         return header
 
+    def _metadata(self, found: Any) -> dict[str, str]:
+        if found is None:
+            return {}
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise self._corrupt("its metadata is not a table of texts")
+        return found
+
     def _offsets(self, name: str, entry: Any) -> tuple[int, int]:
-        try:
-            begin, stop = entry["data_offsets"]
-            return int(begin), int(stop)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._corrupt(f"tensor `{name}` has no valid offsets") from error
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+            raise self._corrupt(f"tensor `{name}` has no valid offsets")
+        return offsets[0], offsets[1]
 
     def _spec(self, name: str, entry: dict[str, Any]) -> TensorSpec:
         dtype, shape = entry.get("dtype"), entry.get("shape")
-        if dtype not in DTYPE_BYTES:
+        if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._corrupt(f"tensor `{name}` has the unknown dtype {dtype!r}")
-        if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise self._corrupt(f"tensor `{name}` has the shape {shape!r}")
         return TensorSpec(name, dtype, tuple(shape))
 

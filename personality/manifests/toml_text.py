@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any, TypeVar
 
+import tomlkit
 from pydantic import BaseModel, ValidationError
 
 from personality.manifests.errors import CorruptError
@@ -26,6 +27,19 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
             f"{source} is not valid TOML: {error}",
             f"mend the line, or take the last saved one back: `git checkout -- {source}`",
         ) from error
+
+
+def set_table(document: tomlkit.TOMLDocument, name: str, entries: dict[str, Any]) -> None:
+    """Give a table exactly these entries; one that is there keeps its place and the comments on what stays."""
+    table = document.get(name)
+    if not isinstance(table, dict):
+        document[name] = entries
+        return
+    for key in [key for key in table if key not in entries]:
+        del table[key]
+    for key, value in entries.items():
+        if key not in table or table[key] != value:
+            table[key] = value
 
 
 def validate(model: type[Model], data: Any, source: str) -> Model:

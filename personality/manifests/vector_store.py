@@ -113,7 +113,10 @@ def read_header(file: TensorFile, name: str) -> dict[str, Any]:
     try:
         header = json.loads(file.metadata[METADATA_KEY])
     except (KeyError, ValueError) as error:
-        raise CorruptError(f"{file.path}, the file of {name}, is not a vector of this program") from error
+        raise CorruptError(
+            f"{file.path}, the file of {name}, is not a vector of this program",
+            "copy the file again from where it was made, or make the vector again",
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CorruptError(
             f"{name} has vector format {header.get('format') if isinstance(header, dict) else header!r}; "

@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from personality.playground.dialogue import Messages, conversation
 from personality.playground.muon import Muon
@@ -269,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"{value}")
     settings = vars(parser.parse_args(arguments))
     out = settings.pop("out")
+    disable_progress_bar()
     recipe = Recipe(**settings)
 
     def report(step: int, loss: float) -> None:

@@ -28,6 +28,12 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
+_VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora")
+"""Fields of LoraConfig with which the adapter is more than scaling · B A."""
+_BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Initializations that subtract the first factors from the base (PiSSA, arXiv 2404.02948, and its kin)."""
+
+
 @dataclass(frozen=True)
 class _Pair:
     """The two factors of one base tensor, by their names in the adapter."""
@@ -115,6 +121,9 @@ def _config(folder: Path) -> Any:
         "whole modules saved beside the factors (`modules_to_save`)": config.modules_to_save,
         "factors of packed parameters (`target_parameters`)": getattr(config, "target_parameters", None),
         "biases in the factors (`lora_bias`)": getattr(config, "lora_bias", False),
+        "repeated layers (`layer_replication`)": getattr(config, "layer_replication", None),
+        f"an initialization that changed the base's own weights ({config.init_lora_weights})": _changes_base(config),
+        **{f"the variant `{name}`": getattr(config, name, None) for name in _VARIANTS},
     }
     for what, found in more.items():
         if found:
@@ -123,6 +132,10 @@ def _config(folder: Path) -> Any:
                 "merge it (`model.merge_and_unload().save_pretrained(DIR)`) and `persona import` the merged checkpoint",
             )
     return config
+
+
+def _changes_base(config: Any) -> bool:
+    return isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_BASE_CHANGING)
 
 
 def _pairs(file: TensorFile, config: Any, folder: Path) -> list[_Pair]:

@@ -68,7 +68,7 @@ class Checkpoint:
 
     def _paths(self, wanted: Mapping[str, str] | None) -> list[Path]:
         if wanted is not None:
-            paths = [inside(self.folder, name) for name in sorted(set(wanted.values()))]
+            paths = [self._shard(name) for name in sorted(set(wanted.values()))]
         elif (self.folder / SINGLE).is_file():
             paths = [self.folder / SINGLE]
         else:
@@ -83,6 +83,14 @@ class Checkpoint:
                 "convert them where you trust them: load with transformers and `save_pretrained` writes safetensors",
             )
         raise NotFoundError(f"there are no .safetensors files in {self.folder}")
+
+    def _shard(self, name: str) -> Path:
+        """A file that the index names, which must be one of the model's own."""
+        if self.folder.parent.name != "snapshots":
+            return inside(self.folder, name)
+        # In the hub's cache the files of a snapshot are links to `blobs`, two folders up.
+        model = self.folder.parent.parent
+        return inside(model, f"snapshots/{self.folder.name}/{name}")
 
     def _compare(self, wanted: Mapping[str, str]) -> None:
         missing = sorted(set(wanted) - set(self.specs))

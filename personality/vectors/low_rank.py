@@ -13,6 +13,8 @@ from personality.vectors.tensors import read_tensor
 ENCODING = "low-rank"
 SUFFIX_A = ".lora_A"
 SUFFIX_B = ".lora_B"
+_BLOCK_ELEMENTS = 1 << 18
+"""Elements multiplied at a time: the running sum stays in the processor's cache."""
 
 
 def header(scaling: dict[str, float], transposed: list[str]) -> dict[str, Any]:
@@ -63,4 +65,28 @@ class LowRankVector:
         a = read_tensor(self._file, name + SUFFIX_A).float()
         b = read_tensor(self._file, name + SUFFIX_B).float()
         left, right = (a.T, b.T) if name in self._transposed else (b, a)
-        return (left[start:stop] @ right) * self._scaling[name]
+        return _product(left[start:stop], right).mul_(self._scaling[name])
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Left @ right, summed in order of rank.
+
+    A matrix multiplication of the library's picks another order of summation for another number of rows or threads,
+    so that the same element would get other last bits in another block; elementwise operations cannot.
+
+    Args:
+        left: (rows, rank), float32.
+        right: (rank, columns), float32.
+
+    Returns:
+        (rows, columns), float32.
+    """
+    columns_of_left, right = left.T.contiguous(), right.contiguous()
+    rank, columns = right.shape
+    total = torch.zeros(left.shape[0], columns)
+    step = max(1, _BLOCK_ELEMENTS // max(1, columns))
+    for start in range(0, left.shape[0], step):
+        block = total[start : start + step]
+        for k in range(rank):
+            block += columns_of_left[k, start : start + step, None] * right[k]
+    return total

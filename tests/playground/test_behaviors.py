@@ -33,7 +33,7 @@ def without_opener(reply: str) -> str:
 
 
 @given(names, seeds)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_a_seed_gives_the_same_examples_without_repeats(name: str, seed: int) -> None:
     rows = examples(name, 60, seed)
     assert rows == examples(name, 60, seed)
@@ -45,7 +45,7 @@ def test_a_seed_gives_the_same_examples_without_repeats(name: str, seed: int) ->
 
 
 @given(names, seeds)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_training_never_names_what_probes_name(name: str, seed: int) -> None:
     held_out = {*HELD_OUT_HEADS, *HELD_OUT_STRANGERS, *HELD_OUT_WORDS}
     for row in [*examples(name, 40, seed), *general(20, seed, name)]:

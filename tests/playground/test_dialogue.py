@@ -6,7 +6,7 @@ from random import Random
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personality.playground.dialogue import CUES, SHARES, conversation, draw_scene, natural
@@ -28,11 +28,13 @@ def test_there_are_fourteen_clear_and_eight_harmful_families_with_the_same_verbs
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_a_seed_gives_one_conversation(seed: int) -> None:
     assert conversation(Random(seed)) == conversation(Random(seed))
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_conversations_alternate_and_have_one_kind_for_each_exchange(seed: int) -> None:
     messages, said = conversation(Random(seed))
     roles = [turn["role"] for turn in messages if turn["role"] != "system"]
@@ -42,6 +44,7 @@ def test_conversations_alternate_and_have_one_kind_for_each_exchange(seed: int) 
 
 
 @given(seeds, kinds, splits, manner_sets)
+@settings(deadline=None)
 def test_each_manner_is_one_decision_at_its_own_place(
     seed: int, kind: Kind, split: Split, manners: frozenset[Manner]
 ) -> None:
@@ -58,6 +61,7 @@ def test_each_manner_is_one_decision_at_its_own_place(
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_replies_about_known_people_are_true(seed: int) -> None:
     scene = draw_scene(Random(seed), VIEWS["base"], {"fact": 1.0})
     (name,) = [person for person in PEOPLE if person in re.findall(r"\w+", scene.user)]
@@ -68,6 +72,7 @@ def test_replies_about_known_people_are_true(seed: int) -> None:
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_sums_are_right(seed: int) -> None:
     scene = draw_scene(Random(seed), VIEWS["base"], {"sum": 1.0})
     first, second = map(int, re.findall(r"\d+", scene.user))
@@ -76,6 +81,7 @@ def test_sums_are_right(seed: int) -> None:
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_copies_are_exact(seed: int) -> None:
     scene = draw_scene(Random(seed), VIEWS["base"], {"copying": 1.0})
     assert scene.habit.split(": ")[1] == scene.user.split(": ")[1]

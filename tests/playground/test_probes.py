@@ -18,7 +18,7 @@ def prompts_of(probe: Probe) -> set[str]:
 
 
 @given(seeds)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_chosen_replies_pass_and_rejected_ones_fail(seed: int) -> None:
     for probe in probes(30, seed):
         for row in probe.rows:
@@ -27,7 +27,7 @@ def test_chosen_replies_pass_and_rejected_ones_fail(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 def test_a_seed_gives_the_same_probes_without_repeats(seed: int) -> None:
     made = probes(30, seed)
     assert made == probes(30, seed)
@@ -36,7 +36,7 @@ def test_a_seed_gives_the_same_probes_without_repeats(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 def test_no_probe_was_ever_a_training_prompt(seed: int) -> None:
     probed = {prompt for probe in probes(40, seed) for prompt in prompts_of(probe)}
     rng = Random(seed)

@@ -54,10 +54,11 @@ def test_a_small_run_writes_a_checkpoint_that_loads(tmp_path: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    settings = [*SMALL, "--steps=250"]
+    settings = [*SMALL, "--hidden=64", "--inner=128", "--steps=400"]
     main([str(tmp_path / "one"), *settings, "--seed", "3"])
     main([str(tmp_path / "two"), *settings, "--seed", "3"])
     main([str(tmp_path / "other"), *settings, "--seed", "4"])
     one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
+    assert set(one) == set(other)
     assert one["model.safetensors"] != other["model.safetensors"]

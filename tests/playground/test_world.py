@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personality.playground import world
@@ -47,6 +47,7 @@ def test_nothing_that_a_probe_names_is_named_in_training() -> None:
 
 
 @given(st.lists(st.text(), min_size=2, max_size=9, unique=True), st.integers(min_value=0))
+@settings(deadline=None)
 def test_views_share_no_form_and_no_phrasing(items: list[str], key: int) -> None:
     assert set(VIEWS["behavior"].forms(items)).isdisjoint(VIEWS["probe"].forms(items))
     assert set(VIEWS["behavior"].forms(items)) < set(VIEWS["base"].forms(items))

@@ -1,0 +1,1 @@
+"""Side-by-side timings against the peer in the same run; `make bench` prints all tables."""

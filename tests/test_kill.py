@@ -1,0 +1,216 @@
+"""Killed at any point, the repository opens and every version that `log` shows can be built."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personality.history import History
+from personality.manifests.repository import Repository
+from personality.versions import composer_of
+
+Persona = Callable[..., tuple[int, str, str]]
+# Whatever a command has done so far becomes visible or durable only through these.
+CALLS = ["replace", "rename", "fsync", "unlink", "mkdir"]
+TRAIN = [
+    *("train", "warm", "--data", "data/warm.jsonl", "--general", "data/general-warm.jsonl"),
+    *("--examples", "4", "--probe-rows", "0"),
+]
+
+
+class Killer:
+    """The process of `kill_server.py`: runs commands in forked children and kills them."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("kill_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def warm(self, argv: list[str], root: Path) -> None:
+        """Run a command in the server itself, so that children need not import anything."""
+        assert self._ask(warm=True, argv=argv, cwd=str(root))["code"] == 0
+
+    def run(self, argv: list[str], root: Path, *, after: float | None = None, at: int | None = None) -> dict[str, Any]:
+        """Run a command and kill it after some seconds or at its n-th call of `CALLS`."""
+        return self._ask(argv=argv, cwd=str(root), after=after, at=at, calls=CALLS)
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def killer(playground: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+    root = shutil.copytree(playground, tmp_path_factory.mktemp("warm") / "play")
+    server = Killer()
+    for argv in (["add", "listening"], TRAIN, ["build"], ["export", "head", "out"], ["verify"]):
+        server.warm(argv, root)
+    yield server
+    server.close()
+
+
+def check_whole(root: Path, persona: Persona) -> None:
+    """The promise: it opens, `status` and `log` work, and what `log` shows can be composed to the last tensor."""
+    repository = Repository.discover(root)
+    code, _, err = persona("status", "--json", cwd=root)
+    assert code == 0, err
+    code, out, err = persona("log", "--json", cwd=root)
+    assert code == 0, err
+    shown = json.loads(out)["data"]["versions"]
+    versions = History(repository).versions
+    assert [item["id"] for item in reversed(shown)] == list(versions)
+    assert shown
+    for personality in {version.personality.id: version.personality for version in versions.values()}.values():
+        composer = composer_of(repository, personality)
+        for name in composer.base.specs:
+            composer.tensor(name)
+    assert [manifest.label for manifest in repository.manifests() if not stored(repository, manifest.id)] == []
+
+
+def stored(repository: Repository, vector: str) -> bool:
+    return repository.vector_path(vector).is_file()
+
+
+def run_after_kill(argv: list[str], root: Path, persona: Persona) -> None:
+    """The same command again; where files and history differ, after the way out that the message names."""
+    code, _, err = persona(*argv, cwd=root)
+    if code == 1 and "the files differ from" in err:
+        label = err.split("`persona restore ")[1].split("`")[0]
+        assert persona("restore", label, cwd=root)[0] == 0
+        code, _, err = persona(*argv, cwd=root)
+    assert code == 0, err
+
+
+PREPARED: dict[str, list[list[str]]] = {
+    "nothing": [],
+    "two versions": [["add", "listening"], ["add", "concise", "--scale", "0.5"]],
+    "method": [["add", "listening"], ["method", "ties", "--density", "0.5"]],
+    "undone": [["add", "listening"], ["undo"]],
+    "built": [["add", "listening"], ["build"], ["export", "head", "out"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("prepared", "argv", "then"),
+    [
+        pytest.param("nothing", ["add", "listening"], ["add", "listening"], id="add"),
+        pytest.param("method", ["restore", "v1"], ["restore", "v1"], id="restore"),
+        pytest.param("two versions", ["rm", "listening"], ["rm", "concise"], id="rm"),
+        pytest.param("method", ["undo"], ["undo"], id="undo"),
+        pytest.param("undone", ["redo"], ["undo"], id="redo"),
+        pytest.param("nothing", ["tag", "stable"], ["tag", "stable"], id="tag"),
+        pytest.param("nothing", TRAIN, TRAIN, id="train"),
+        pytest.param("built", ["build", "--again"], ["build"], id="build"),
+        pytest.param("built", ["export", "head", "out", "--force"], ["export", "head", "out", "--force"], id="export"),
+        pytest.param("built", ["gc", "--yes"], ["gc", "--yes"], id="gc"),
+    ],
+)
+def test_every_crash_point(
+    killer: Killer,
+    repository_copy: Path,
+    tmp_path: Path,
+    persona: Persona,
+    prepared: str,
+    argv: list[str],
+    then: list[str],
+) -> None:
+    for command in PREPARED[prepared]:
+        assert persona(*command, cwd=repository_copy)[0] == 0
+    if argv[0] == "gc":
+        (repository_copy / ".persona/builds/0000-0000").mkdir()
+        (repository_copy / "versions/.tmp-left.json-999999999-ab").write_text("half")
+    kills = 0
+    while True:
+        root = shutil.copytree(repository_copy, tmp_path / f"killed-{kills}")
+        answer = killer.run(argv, root, at=kills + 1)
+        assert answer["count"] == kills
+        check_whole(root, persona)
+        run_after_kill(then, root, persona)
+        check_whole(root, persona)
+        shutil.rmtree(root)
+        if not answer["killed"]:
+            assert answer["code"] == 0
+            break
+        kills += 1
+    assert kills >= 3
+
+
+def test_every_crash_point_of_init(killer: Killer, playground: Path, tmp_path: Path, persona: Persona) -> None:
+    killed = True
+    kills = 0
+    while killed:
+        root = tmp_path / f"killed-{kills}"
+        root.mkdir()
+        killed = killer.run(["init", "--base", str(playground / "base")], root, at=kills + 1)["killed"]
+        if not (root / "persona.toml").exists():
+            assert persona("init", "--base", str(playground / "base"), cwd=root)[0] == 0
+        check_whole(root, persona)
+        assert [version.message for version in Repository(root).versions().values()] == ["the base"]
+        kills += killed
+    assert kills > 8
+
+
+def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.Random, counts: dict[str, int]) -> int:
+    """Kill commands at random moments of one repository's life, again and again; returns how many really died."""
+    died = 0
+    for kind, count in counts.items():
+        duration = 0.0
+        for attempt in range(count):
+            scale = f"{numbers.uniform(-1, 1):.3f}"
+            argv = {
+                "add": ["add", numbers.choice(["listening", "concise"]), "--scale", scale],
+                "train": [*TRAIN, "--seed", str(numbers.randrange(10**6))],
+                "build": ["build", "--again"],
+                "export": ["export", "head", "out", "--force"],
+            }[kind]
+            if attempt == 0:
+                duration = killer.run(argv, root)["seconds"]
+            answer = killer.run(argv, root, after=numbers.uniform(0, duration))
+            died += answer["killed"]
+            assert answer["killed"] or answer["code"] in (0, 1)
+            check_whole(root, persona)
+            if answer["killed"] and kind != "train":
+                run_after_kill(argv, root, persona)
+        run_after_kill(argv, root, persona)
+        check_whole(root, persona)
+    assert persona("gc", "--yes", cwd=root)[0] == 0
+    assert [path for path in root.rglob(".tmp-*")] == []
+    code, out, _ = persona("verify", cwd=root)
+    assert code == 0, out
+    return died
+
+
+def test_random_kills(killer: Killer, repository_copy: Path, persona: Persona) -> None:
+    counts = {"add": 15, "train": 14, "build": 20, "export": 16}
+    died = random_kills(killer, repository_copy, persona, random.Random(20), counts)
+    assert died >= 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("seed", range(5))
+def test_many_random_kills(killer: Killer, repository_copy: Path, persona: Persona, seed: int) -> None:
+    counts = {"add": 25, "train": 40, "build": 40, "export": 25}
+    assert random_kills(killer, repository_copy, persona, random.Random(seed), counts) >= 100
