@@ -1,7 +1,7 @@
 """Composing a checkpoint: this program against mergekit, whole processes, in turn, on the same files.
 
-`python -m benchmarks.compose [--hidden 512 --layers 8 --rounds 3]`. The model is a Llama with random bfloat16 weights and
-three fine-tunes of it. Storing the vectors is timed apart: mergekit subtracts the base on every run, we do it once.
+`python -m benchmarks.compose [--hidden 512 --layers 8 --rounds 3]`. The model is a Llama with random bfloat16 weights
+and three fine-tunes of it. Storing the vectors is timed apart: mergekit subtracts the base on every run, we once.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def _run(root: Path, hidden: int, layers: int, rounds: int) -> None:
     inputs = " ".join(f"{folder}/*.safetensors" for folder in [base, *tuned])
     (root / "copy").mkdir()
     commands["read inputs, copy output"] = ["sh", "-c", _COPY.format(inputs=inputs, base=base, target=root / "copy")]
-    measured: dict[str, list[tuple[float, float, float]]] = {title: [] for title in commands}
+    measured: dict[str, list[tuple[float, float]]] = {title: [] for title in commands}
     for _ in range(rounds):  # in turn, so that a slow minute of the machine hits all alike
         for title, command in commands.items():
             measured[title].append(_time(command))
     size = sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e6
     rows = []
     for title, found in measured.items():
-        wall, cpu, memory = (median([item[i] for item in found]) for i in range(3))
+        wall, cpu = (median([item[i] for item in found]) for i in range(2))
         peer = measured.get(title.replace("this program", "mergekit")) if "this program" in title else None
         ratio = f"{median([p[0] / o[0] for p, o in zip(peer, found, strict=True)]):.1f}×" if peer else ""
         cpu_ratio = f"{median([p[1] / o[1] for p, o in zip(peer, found, strict=True)]):.1f}×" if peer else ""
-        rows.append((title, f"{wall:.2f}", f"{cpu:.2f}", f"{memory / 1e3:.0f}", ratio, cpu_ratio))
+        rows.append((title, f"{wall:.2f}", f"{cpu:.2f}", ratio, cpu_ratio))
     show(
         f"Composing {size:.0f} MB and three fine-tunes (whole processes, imports included; medians of {rounds})",
-        ["", "wall s", "CPU s", "peak RSS MB", "mergekit/ours wall", "mergekit/ours CPU"],
+        ["", "wall s", "CPU s", "mergekit/ours wall", "mergekit/ours CPU"],
         rows,
     )
     print(f"\nStoring the three vectors once took {seconds:.2f} s.")
@@ -143,8 +143,8 @@ def _mergekit(root: Path, base: Path, tuned: list[Path], method: str) -> list[st
     return [str(script), str(path), str(root / f"out-{name}"), "--quiet", "--no-copy-tokenizer"]
 
 
-def _time(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak resident kB of one process."""
+def _time(command: list[str]) -> tuple[float, float]:
+    """Wall seconds and CPU seconds of one process."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -153,7 +153,7 @@ def _time(command: list[str]) -> tuple[float, float, float]:
     wall = time.monotonic() - started
     if status != 0:
         raise RuntimeError(f"{command[:3]} failed: {errors.decode()[-2000:]}")
-    return wall, usage.ru_utime + usage.ru_stime, float(usage.ru_maxrss)
+    return wall, usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -45,22 +45,24 @@ def initialize(root: Path, base: BaseIdentity, composition: Composition, trainin
     Raises:
         PersonaError: when there is a repository already, or the versions of one without its `persona.toml`.
     """
-    repository = Repository.create(root)
+    repository = Repository.prepare(root)
+    settings = Config(base=base, composition=composition, training=training)
     with repository.writing():
         personality = Personality(base=base, composition=composition)
-        texts: dict[str, str | None] = {
-            config.FILE_NAME: Config(base=base, composition=composition, training=training).to_text()
-        }
-        known = list(repository.versions().values())
-        # An interrupted `init` leaves its version without persona.toml; the same `init` again takes that version.
-        if not known:
-            first = History(repository).next(personality, "the base", [])
-            texts[f"versions/{first.id}.json"] = first.to_bytes().decode()
-        elif len(known) > 1 or known[0].personality != personality:
+        found = list(repository.versions().values())
+        if len(found) == 1 and found[0].personality.id == personality.id:
+            first = found[0]  # an earlier `init` was interrupted before it wrote persona.toml
+        elif found:
             raise PersonaError(
-                f"{root / 'versions'} holds versions, but there is no {config.FILE_NAME} beside it",
-                f"take it back (`git checkout -- {config.FILE_NAME}`), or make the repository in another folder",
+                f"{root} has versions of another repository, whose persona.toml is missing",
+                "restore that file (`git checkout -- persona.toml`), or give a new folder",
             )
+        else:
+            first = History(repository).next(personality, "the base", [])
+        texts: dict[str, str | None] = {
+            f"versions/{first.id}.json": first.to_bytes().decode(),
+            config.FILE_NAME: settings.to_text(),
+        }
         commit(repository, "init", texts)
     return repository
 
@@ -124,7 +126,6 @@ def restore(repository: Repository, name: str, message: str = "") -> Recorded:
     with repository.writing():
         history = History(repository)
         target = history.find(name)
-        head = history.tips[-1] if len(history.tips) > 1 else history.head()
         if target.personality.base.fingerprint != repository.config().base.fingerprint:
             raise IncompatibleError(
                 f"{history.label(target)} is for the base {target.personality.base}, this repository uses "
@@ -134,10 +135,10 @@ def restore(repository: Repository, name: str, message: str = "") -> Recorded:
         for use in target.personality.uses:
             find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
         label = history.label(target)
-        if not compare_recipes(head.personality, target.personality) and len(history.tips) == 1:
-            texts = _working_texts(repository, target.personality)
-            done = commit(repository, f"restore {label}", texts)
-            return Recorded(head, history.label(head), [], new=done is not None)
+        if len(history.tips) == 1 and not compare_recipes(history.tips[0].personality, target.personality):
+            # The newest version says the same already: only the files may need setting back.
+            done = commit(repository, f"restore {label}", _working_texts(repository, target.personality))
+            return Recorded(history.tips[0], history.label(history.tips[0]), [], new=done is not None)
         return _record(repository, target.personality, f"restore {label}", message, parents=history.tips)
 
 

@@ -53,8 +53,8 @@ class Repository:
         )
 
     @classmethod
-    def create(cls, root: Path) -> Repository:
-        """Make the folders of a new repository; what makes it one is `persona.toml`, which the caller writes last.
+    def prepare(cls, root: Path) -> Repository:
+        """Make the folders of a new repository. It becomes one when `persona.toml` is written, after its first version.
 
         Raises:
             PersonaError: when there is one already.
