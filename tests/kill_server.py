@@ -4,10 +4,10 @@ Importing torch and transformers takes seconds; this process does it once, and a
 in milliseconds. Requests come as lines of JSON on stdin, answers leave as lines of JSON on stdout:
 
     {"argv": [...], "cwd": DIR, "after": SECONDS | null, "at": N | null, "calls": [NAME, ...]}
-    {"killed": true, "code": null, "seconds": 0.2, "count": 17}
+    {"killed": true, "code": null, "seconds": 0.2, "count": 17, "output": ""}
 
 `after` sends SIGKILL so long after the start; `at` lets the child kill itself when it is about to make its n-th call
-of the named functions of `os`. `count` is how many of those calls it made.
+of the named functions of `os`. `count` is how many of those calls it made, `output` what the command wrote.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+OUTPUT = Path(tempfile.mkdtemp(prefix="kill-server-")) / "output"
 
 
 def serve() -> None:
@@ -31,10 +34,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
-        if request.get("warm"):
-            answer = {"code": _run(request["argv"], request["cwd"])}
-        else:
-            answer = _forked(**request)
+        answer = {"code": _run(request["argv"], request["cwd"])} if request.get("warm") else _forked(**request)
         print(json.dumps(answer), file=sys.__stdout__, flush=True)
 
 
@@ -42,9 +42,9 @@ def _run(argv: list[str], cwd: str) -> int:
     from personality.cli.main import run
 
     os.chdir(cwd)
-    with Path(os.devnull).open("w") as nowhere:
+    with OUTPUT.open("w") as file:
         before = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = nowhere
+        sys.stdout = sys.stderr = file
         try:
             return run(argv)
         finally:
@@ -75,6 +75,7 @@ def _forked(argv: list[str], cwd: str, after: float | None, at: int | None, call
         "code": None if killed else os.WEXITSTATUS(status),
         "seconds": time.monotonic() - started,
         "count": count,
+        "output": OUTPUT.read_text(),
     }
 
 

@@ -145,7 +145,7 @@ def test_every_crash_point(
     while True:
         root = shutil.copytree(repository_copy, tmp_path / f"killed-{kills}")
         answer = killer.run(argv, root, at=kills + 1)
-        assert answer["count"] == kills
+        assert answer["count"] == kills, answer
         check_whole(root, persona)
         if kills % stride == 0 or not answer["killed"]:
             assert persona("status", cwd=root)[0] == 0
@@ -153,7 +153,7 @@ def test_every_crash_point(
             check_whole(root, persona)
         shutil.rmtree(root)
         if not answer["killed"]:
-            assert answer["code"] == 0
+            assert answer["code"] == 0, answer
             break
         kills += 1
     assert kills >= 3
@@ -191,14 +191,14 @@ def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.R
                 duration = killer.run(argv, root)["seconds"]
             answer = killer.run(argv, root, after=numbers.uniform(0, duration))
             died += answer["killed"]
-            assert answer["killed"] or answer["code"] in (0, 1)
+            assert answer["killed"] or answer["code"] in (0, 1), answer
             check_whole(root, persona)
             if answer["killed"] and kind != "train":
                 run_after_kill(argv, root, persona)
         run_after_kill(argv, root, persona)
         check_whole(root, persona)
     assert persona("gc", "--yes", cwd=root)[0] == 0
-    assert [path for path in root.rglob(".tmp-*")] == []
+    assert list(root.rglob(".tmp-*")) == []
     code, out, _ = persona("verify", cwd=root)
     assert code == 0, out
     return died

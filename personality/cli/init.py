@@ -43,7 +43,7 @@ def init(
     # A relative base is meant relative to where the user stands, and kept relative to the repository if inside it.
     local = Path(base).expanduser()
     source = _relative(local.resolve(), root) if local.is_dir() else base
-    folder, commit = locate(source, revision, root)
+    folder, commit = locate(str(local.resolve()) if local.is_dir() else base, revision, Path.cwd())
     checkpoint = Checkpoint(folder)
     out.note(f"reading {len(checkpoint.specs)} tensors of {folder}")
     found = fingerprint(checkpoint)

@@ -51,7 +51,8 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder itself is what cannot be used
+            temporary.unlink(missing_ok=True)
         raise PersonaError(
             f"cannot write {path}: {error.strerror or error}",
             "free some room or mend the folder's permissions, then run the command again; nothing was changed here",

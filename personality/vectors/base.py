@@ -62,7 +62,8 @@ def _from_hub(source: str, revision: str) -> tuple[Path, str]:
         path = Path(snapshot_download(source, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise NotFoundError(
-            f"the base `{source}` is neither a folder here nor to be had from the Hugging Face hub: {error}",
+            f"the base `{source}` is neither a folder here nor to be had from the Hugging Face hub: "
+            f"{str(error).splitlines()[0]}",
             "check the name and your connection, run `hf auth login` for a gated model, or give a folder",
         ) from error
     return path, path.name

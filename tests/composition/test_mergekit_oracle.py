@@ -146,14 +146,16 @@ def test_bfloat16_checkpoints_merged_in_float32(half: Family, method: str, norma
 
     Fewer than one element in a thousand differs at all, each because float32 sums in another order fell on the other
     side of a rounding boundary. Differences of bfloat16 numbers repeat, so a few elements share the k-th
-    magnitude; those are left out and counted.
+    magnitude, and a few sums cancel exactly; those are left out and counted.
     """
     theirs = half.merge(method, "float32", normalize=normalize)
     ours = half.compose(method, normalize=normalize)
     elements = different = undecided = 0
     for name, tensor in theirs.items():
         rounded, own = tensor.bfloat16(), ours.tensor(name)
-        decided = ~_at_threshold(half, name) if method == "ties" else torch.ones(own.shape, dtype=torch.bool)
+        decided = torch.ones(own.shape, dtype=torch.bool)
+        if method == "ties":
+            decided = ~_at_threshold(half, name, torch.float32) & ~_cancels(half, name)
         bound = ulp(torch.maximum(own.abs(), rounded.abs()), torch.bfloat16) + 1e-7
         assert bool(((own.double() - rounded.double()).abs() <= bound)[decided].all())
         elements += own.numel()
@@ -170,12 +172,13 @@ def test_bfloat16_arithmetic(half: Family, method: str, normalize: bool) -> None
     It rounds each x_i three times (difference, weight, product) and the sum and quotient once each, so that at most
     2⁻⁶ · Σ|x_i| is lost on the way. Left out and counted are elements where its roundings turn a decision: magnitudes
     that equal the k-th in bfloat16, and sums that nearly cancel.
+    Measured against the unrounded composition, ours is the nearer one at over a tenth of the elements and mergekit's at
+    fewer than one in 200 (where two errors of its arithmetic happen to cancel).
     """
     theirs = half.merge(method, "bfloat16", normalize=normalize)
     ours = half.compose(method, normalize=normalize)
     base, tuned = read(half.base), [read(folder) for folder in half.tuned]
     elements = turned = ours_nearer = theirs_nearer = 0
-    exact = half.compose(method, normalize=normalize)
     for name, tensor in theirs.items():
         own = ours.tensor(name)
         x = torch.stack([(t[name].double() - base[name].double()) * s for t, s in zip(tuned, SCALES, strict=True)])
@@ -183,21 +186,21 @@ def test_bfloat16_arithmetic(half: Family, method: str, normalize: bool) -> None
         if method == "ties":
             kept = torch.stack([_kept(half, index, name) for index in range(len(SCALES))])
             x = x * kept
-            decided = ~_at_threshold(half, name) & (x.sum(0).abs() >= x.abs().sum(0) / 64)
+            decided = ~_at_threshold(half, name, torch.bfloat16) & (x.sum(0).abs() >= x.abs().sum(0) / 64)
         loss = x.abs().sum(0) / 64
         if normalize:
             loss = loss / min(SCALES)
         bound = ulp(torch.maximum(own.abs(), tensor.abs()), torch.bfloat16) + loss
         assert bool(((own.double() - tensor.double()).abs() <= bound)[decided].all())
-        truth = base[name].double() + exact.delta(name).double()
+        truth = base[name].double() + ours.delta(name).double()
         own_error, their_error = (own.double() - truth).abs(), (tensor.double() - truth).abs()
         ours_nearer += int((own_error < their_error)[decided].sum())
         theirs_nearer += int((their_error < own_error)[decided].sum())
         elements += own.numel()
         turned += int((~decided).sum())
     assert turned < elements / 10
-    assert theirs_nearer == 0
-    assert ours_nearer > elements / 20
+    assert ours_nearer > elements / 10
+    assert theirs_nearer < elements / 200
 
 
 def _differences(family: Family, index: int, name: str) -> Tensor:
@@ -212,13 +215,20 @@ def _kept(family: Family, index: int, name: str) -> Tensor:
     return kept
 
 
-def _at_threshold(family: Family, name: str) -> Tensor:
-    """Elements where some vector's magnitude, in bfloat16, equals its k-th: which of them stay is mergekit's choice."""
+def _cancels(family: Family, name: str) -> Tensor:
+    """Elements whose sum is nothing but the rounding of the additions: its sign depends on their order."""
+    terms = [_differences(family, i, name) * _kept(family, i, name) * scale for i, scale in enumerate(SCALES)]
+    x = torch.stack(terms)
+    return (x.sum(0).abs() <= x.abs().sum(0) * 2**-22) & (x != 0).any(0)
+
+
+def _at_threshold(family: Family, name: str, dtype: torch.dtype) -> Tensor:
+    """Elements where some vector's magnitude, in `dtype`, equals its k-th: which of them stay is mergekit's choice."""
     found = []
     for index in range(len(SCALES)):
-        magnitude = _differences(family, index, name).bfloat16().abs()
+        magnitude = _differences(family, index, name).to(dtype).float().abs()
         k = max(1, int(DENSITY * magnitude.numel()))
-        found.append(magnitude == magnitude.float().reshape(-1).sort(descending=True).values[k - 1].bfloat16())
+        found.append(magnitude == magnitude.reshape(-1).sort(descending=True).values[k - 1])
     return torch.stack(found).any(0)
 
 
