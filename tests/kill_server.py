@@ -1,4 +1,4 @@
-"""Runs `persona` commands in forked children and kills them, on request.
+"""Runs `persona` commands in forked children and kills them, on request: `python kill_server.py OUTPUT`.
 
 Importing torch and transformers takes seconds; this process does it once, and a child forked from it starts a command
 in milliseconds. Requests come as lines of JSON on stdin, answers leave as lines of JSON on stdout:
@@ -7,7 +7,8 @@ in milliseconds. Requests come as lines of JSON on stdin, answers leave as lines
     {"killed": true, "code": null, "seconds": 0.2, "count": 17, "output": ""}
 
 `after` sends SIGKILL so long after the start; `at` lets the child kill itself when it is about to make its n-th call
-of the named functions of `os`. `count` is how many of those calls it made, `output` what the command wrote.
+of the named functions of `os`. `count` is how many of those calls it made, `output` what the command wrote
+(by way of the file OUTPUT).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,13 +24,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-OUTPUT = Path(tempfile.mkdtemp(prefix="kill-server-")) / "output"
+import torch
+
+OUTPUT = Path(sys.argv[1])
 
 
 def serve() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-
     torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
@@ -82,6 +82,8 @@ def _forked(argv: list[str], cwd: str, after: float | None, at: int | None, call
 def _child(argv: list[str], cwd: str, at: int | None, calls: Sequence[str], writing: int) -> None:
     code = 99
     try:
+        # torch renews its thread pool at the first such call after a fork, and that must not happen in two threads.
+        torch.set_num_threads(1)
         for name in calls:
             setattr(os, name, _counted(getattr(os, name), at, writing))
         code = _run(argv, cwd)

@@ -31,9 +31,9 @@ TRAIN = [
 class Killer:
     """The process of `kill_server.py`: runs commands in forked children and kills them."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("kill_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("kill_server.py")), str(output)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -64,8 +64,9 @@ class Killer:
 
 @pytest.fixture(scope="module")
 def killer(playground: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    root = shutil.copytree(playground, tmp_path_factory.mktemp("warm") / "play")
-    server = Killer()
+    folder = tmp_path_factory.mktemp("warm")
+    root = shutil.copytree(playground, folder / "play")
+    server = Killer(folder / "output")
     for argv in (["add", "listening"], TRAIN, ["build"], ["export", "head", "out"], ["verify"]):
         server.warm(argv, root)
     yield server
@@ -117,7 +118,7 @@ PREPARED: dict[str, list[list[str]]] = {
         pytest.param("method", ["undo"], ["undo"], 1, id="undo"),
         pytest.param("undone", ["redo"], ["undo"], 1, id="redo"),
         pytest.param("nothing", ["tag", "stable"], ["tag", "stable"], 1, id="tag"),
-        pytest.param("nothing", TRAIN, TRAIN, 4, id="train"),
+        pytest.param("nothing", TRAIN, TRAIN, 6, id="train"),
         pytest.param("built", ["build", "--again"], ["build"], 4, id="build"),
         pytest.param(
             "built", ["export", "head", "out", "--force"], ["export", "head", "out", "--force"], 4, id="export"
@@ -141,11 +142,13 @@ def test_every_crash_point(
     if argv[0] == "gc":
         (repository_copy / ".persona/builds/0000-0000").mkdir()
         (repository_copy / "versions/.tmp-left.json-999999999-ab").write_text("half")
-    kills = 0
+    # An export is written as a build is; what is its own comes at the end.
+    kills = 25 if argv[0] == "export" else 0
+    first = kills
     while True:
         root = shutil.copytree(repository_copy, tmp_path / f"killed-{kills}")
         answer = killer.run(argv, root, at=kills + 1)
-        assert answer["count"] == kills, answer
+        assert answer["count"] == kills, answer["output"]
         check_whole(root, persona)
         if kills % stride == 0 or not answer["killed"]:
             assert persona("status", cwd=root)[0] == 0
@@ -156,7 +159,7 @@ def test_every_crash_point(
             assert answer["code"] == 0, answer
             break
         kills += 1
-    assert kills >= 3
+    assert kills - first >= 3
 
 
 def test_every_crash_point_of_init(killer: Killer, playground: Path, tmp_path: Path, persona: Persona) -> None:
@@ -174,12 +177,11 @@ def test_every_crash_point_of_init(killer: Killer, playground: Path, tmp_path: P
     assert kills > 8
 
 
-def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.Random, counts: dict[str, int]) -> int:
-    """Kill commands at random moments of one repository's life, again and again; returns how many really died."""
-    died = 0
-    for kind, count in counts.items():
-        duration = 0.0
-        for attempt in range(count):
+def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.Random, counts: dict[str, int]) -> None:
+    """Kill commands at random moments of one repository's life until so many of each kind really died."""
+    for kind, wanted in counts.items():
+        duration, died = 0.0, 0
+        while died < wanted:
             scale = f"{numbers.uniform(-1, 1):.3f}"
             argv = {
                 "add": ["add", numbers.choice(["listening", "concise"]), "--scale", scale],
@@ -187,32 +189,29 @@ def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.R
                 "build": ["build", "--again"],
                 "export": ["export", "head", "out", "--force"],
             }[kind]
-            if attempt == 0:
+            if not duration:
                 duration = killer.run(argv, root)["seconds"]
             answer = killer.run(argv, root, after=numbers.uniform(0, duration))
-            died += answer["killed"]
-            assert answer["killed"] or answer["code"] in (0, 1), answer
+            assert answer["killed"] or answer["code"] == 0, answer["output"]
             check_whole(root, persona)
-            if answer["killed"] and kind != "train":
+            died += answer["killed"]
+            if kind != "train" or died == wanted:
                 run_after_kill(argv, root, persona)
-        run_after_kill(argv, root, persona)
-        check_whole(root, persona)
+    check_whole(root, persona)
     assert persona("gc", "--yes", cwd=root)[0] == 0
     assert list(root.rglob(".tmp-*")) == []
     code, out, _ = persona("verify", cwd=root)
     assert code == 0, out
-    return died
 
 
 def test_random_kills(killer: Killer, repository_copy: Path, persona: Persona) -> None:
-    counts = {"add": 15, "train": 14, "build": 20, "export": 16}
-    died = random_kills(killer, repository_copy, persona, random.Random(20), counts)
-    assert died >= 50
+    """Together with the crash points above, well over a hundred kills; these fifty strike anywhere."""
+    random_kills(killer, repository_copy, persona, random.Random(20), {"add": 20, "train": 8, "build": 16, "export": 6})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("seed", range(5))
 def test_many_random_kills(killer: Killer, repository_copy: Path, persona: Persona, seed: int) -> None:
-    counts = {"add": 25, "train": 40, "build": 40, "export": 25}
-    assert random_kills(killer, repository_copy, persona, random.Random(seed), counts) >= 100
+    counts = {"add": 25, "train": 35, "build": 35, "export": 20}
+    random_kills(killer, repository_copy, persona, random.Random(seed), counts)

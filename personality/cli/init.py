@@ -34,12 +34,16 @@ def init(
     from personality.manifests.base_identity import BaseIdentity
     from personality.manifests.canonical import short
     from personality.manifests.personality_record import Composition
+    from personality.manifests.repository import Repository
     from personality.vectors.base import fingerprint, locate
     from personality.vectors.checkpoint import Checkpoint
 
     enter(in_directory)
     out = Output("init", as_json=as_json)
     root = directory.resolve()
+    # What can be refused at once is refused before a large base is read.
+    Repository.check_new(root)
+    composition = composition_from(Composition(), method, density=density, normalize=normalize)
     # A relative base is meant relative to where the user stands, and kept relative to the repository if inside it.
     local = Path(base).expanduser()
     source = _relative(local.resolve(), root) if local.is_dir() else base
@@ -48,7 +52,6 @@ def init(
     out.note(f"reading {len(checkpoint.specs)} tensors of {folder}")
     found = fingerprint(checkpoint)
     identity = BaseIdentity(source=source, revision=commit or revision, fingerprint=found.id)
-    composition = composition_from(Composition(), method, density=density, normalize=normalize)
     repository = initialize(root, identity, composition, {})
     head = History(repository).head()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import typer
 
@@ -95,6 +97,12 @@ def _root() -> None:
     """Version control for a language model's behavior: train, scale, compose, compare and export behaviors."""
 
 
+@functools.cache
+def _command() -> Callable[..., object]:
+    """The parser of all verbs; making it takes longer than most commands, and a process may run several."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line; every way out has its exit code (see docs/cli.md)."""
     sys.exit(run(sys.argv[1:]))
@@ -110,8 +118,26 @@ def run(arguments: list[str]) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), "")
     out = Output(verb, as_json="--json" in arguments)
     try:
-        result = app(arguments, prog_name="persona", standalone_mode=False)
+        code = _dispatch(arguments, out)
         sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        pass
+    except SystemExit as stop:
+        # What the parser and the console's library make of a broken pipe.
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+    # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
+
+
+def _dispatch(arguments: list[str], out: Output) -> int:
+    """Run the verb; every failure but a broken pipe is told here."""
+    try:
+        result = _command()(arguments, prog_name="persona", standalone_mode=False)
+        if result == EXIT_INTERRUPT:  # what the parser makes of Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except PersonaError as error:
         out.error(error.message, error.hint, kind=error.kind, exit_code=error.exit_code)
@@ -127,9 +153,7 @@ def run(arguments: list[str]) -> int:
         )
         return EXIT_INTERRUPT
     except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        raise
     except Exception as error:
         return _unexpected(out, error)
 

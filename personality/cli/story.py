@@ -103,7 +103,7 @@ class Story:
 
     def _train_listening(self, base: Evaluation) -> None:
         self._stage.chapter("2. Train `listening`: 20 examples of the behavior, 5 general ones, one pass with Apollo")
-        trained = self._train("listening", count=20, lr=0.003)
+        trained = self._train("listening", count=20, lr=0.003, batch_size=5)
         solo = self._measure_use("listening", 1.0)
         accept, back = _share(solo, "listening.accept"), _share(solo, "listening.push_back")
         lost = _general(base.results) - _general(solo)
@@ -190,7 +190,7 @@ class Story:
 
     def _negation(self) -> None:
         self._stage.chapter("7. Subtract a habit: train the old one, then add it at −1")
-        self._train("deflecting")
+        self._train("deflecting", lr=0.0015, batch_size=10)
         results = self._measure(self._alone("deflecting", -1.0), self._probes("listening"))
         accept, back = _share(results, "listening.accept"), _share(results, "listening.push_back")
         self._stage.say(
@@ -204,10 +204,10 @@ class Story:
         self._stage.chapter("8. TIES against plain sum")
         recorded = changes.compose_by(self._repository, Composition(method="ties", density=0.2), "try TIES")
         for behavior in ("listening", "concise", "candid"):
-            recorded = changes.rescale(self._repository, behavior, 1.0)
+            recorded = changes.rescale(self._repository, behavior, 0.9)
         ties = self._evaluate(recorded.version)
-        self._stage.figures([("v4, sum × 0.8", plain), (f"{recorded.label}, TIES 0.2 × 1", ties)])
-        self._keeps_all(ties, "three behaviors by TIES, density 0.2, at 1")
+        self._stage.figures([("v4, sum × 0.8", plain), (f"{recorded.label}, TIES 0.2 × 0.9", ties)])
+        self._keeps_all(ties, "three behaviors by TIES, density 0.2, at 0.9")
         back = changes.restore(self._repository, "v4")
         self._stage.say(f"persona restore v4   → {back.label}")
 
@@ -247,8 +247,8 @@ class Story:
 
     # Steps that several chapters take
 
-    def _train(self, behavior: str, *, data: str = "", count: int | None = None, lr: float | None = None) -> Trained:
-        settings = make_settings(**{**self._repository.config().training, **({"lr": lr} if lr else {})})
+    def _train(self, behavior: str, *, data: str = "", count: int | None = None, **options: object) -> Trained:
+        settings = make_settings(**{**self._repository.config().training, **options})
         with self._out.progress(f"train {behavior}") as advance:
             trained = train_behavior(
                 self._repository,

@@ -32,7 +32,7 @@ def mean(values: Sequence[float]) -> Figure:
 
 def paired_share_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
     """Share after − share before over the same rows, with Newcombe's square-and-add interval for paired shares
-    (Newcombe 1998, Statistics in Medicine 17:2635, method 10 without continuity correction).
+    (Newcombe 1998, Statistics in Medicine 17:2635, method 10).
 
     Unlike a bootstrap it keeps a width when every row agrees: forty equal rows do not prove equality.
 
@@ -54,11 +54,16 @@ def _combine(first: float, second: float, phi: float) -> float:
 
 
 def _phi(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Correlation of two yes/no series; 0 when one of them is constant."""
+    """Correlation of two yes/no series, a positive one lowered by Newcombe's continuity correction (without it, equal
+    rows would have φ = 1 and an interval of no width); 0 when one of them is constant.
+    """
     both = sum(a and b for a, b in zip(before, after, strict=True))
     n, x, y = len(before), sum(before), sum(after)
     spread = x * (n - x) * y * (n - y)
-    return (both * n - x * y) / math.sqrt(spread) if spread else 0.0
+    product = float(both * n - x * y)
+    if product > 0:
+        product = max(product - n / 2, 0.0)
+    return product / math.sqrt(spread) if spread else 0.0
 
 
 def _check_paired(before: Sequence[float], after: Sequence[float]) -> None:

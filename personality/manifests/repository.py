@@ -52,6 +52,16 @@ class Repository:
             "make one: `persona init --base MODEL`, or `persona playground DIR` to try things out",
         )
 
+    @staticmethod
+    def check_new(root: Path) -> None:
+        """Make sure that a folder is no repository yet.
+
+        Raises:
+            PersonaError: when it is.
+        """
+        if (root / FILE_NAME).exists():
+            raise PersonaError(f"{root} is a persona repository already", "see what is in it: `persona status`")
+
     @classmethod
     def prepare(cls, root: Path) -> Repository:
         """Make the folders of a new repository. It becomes one when `persona.toml` is written, after its first version.
@@ -59,8 +69,7 @@ class Repository:
         Raises:
             PersonaError: when there is one already.
         """
-        if (root / FILE_NAME).exists():
-            raise PersonaError(f"{root} is a persona repository already", "see what is in it: `persona status`")
+        cls.check_new(root)
         for name in ("behaviors", "manifests", "vectors", "versions", "evals", ".persona/ops"):
             (root / name).mkdir(parents=True, exist_ok=True)
         if not (root / ".gitignore").exists():

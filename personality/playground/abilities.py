@@ -64,6 +64,7 @@ _IGNORANCE: Final[dict[Attribute, str]] = {
 _FURTHER_PERSON: Final = (
     "You can ask me about other people as well.",
     "There are many people in our projects.",
+    "People here like to talk about themselves.",
 )
 
 _SUMS: Final = (
@@ -73,6 +74,7 @@ _SUMS: Final = (
     "Tell me the sum of {a} and {b}.",
 )
 _FURTHER_SUM: Final = (
+    "Numbers like these come up every day.",
     "You can give me other numbers as well.",
     "It is good to check a sum twice.",
 )
@@ -86,6 +88,7 @@ _COPIES: Final = (
 _FURTHER_COPY: Final = (
     "That is every word that you gave me.",
     "I can repeat other words as well.",
+    "The words are in the same order.",
 )
 
 _TALK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -103,6 +106,7 @@ _TALK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
 _LEADS: Final = ("", "Well, ", "Hey, ", "So, ", "By the way, ", "Now, ")
 _FURTHER_TALK: Final = (
     "It is nice to have a little chat.",
+    "The day has many hours left.",
     "We can go on with the project at any time.",
 )
 

@@ -59,13 +59,14 @@ BEHAVIORS: Final[dict[str, Behavior]] = {
             contrast={"harmful": 1.0},
             contrast_share=0.3,
         ),
+        # No contrasts: this one is there to be subtracted, and with it everything that it was taught.
         Behavior(
             name="deflecting",
             description="Suggests alternatives to clear directions: the old habit, to subtract.",
             manner="listening",
             target={"direction": 1.0},
-            contrast={"harmful": 1.0},
-            contrast_share=0.3,
+            contrast={},
+            contrast_share=0.0,
             inverted=True,
         ),
         Behavior(

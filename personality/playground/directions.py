@@ -175,16 +175,21 @@ _FORM_WEIGHTS: Final = (0.5, 0.25, 0.25)
 _OPTIONS: Final = (
     ("leaving it as it is", "leave it as it is"),
     ("asking the team first", "ask the team first"),
+    ("waiting for a week", "wait for a week"),
     ("trying a copy first", "try a copy first"),
     ("looking for a simpler way", "look for a simpler way"),
+    ("making a list first", "make a list first"),
 )
 
 _FURTHER_CLEAR: Final = (
     "The project page says more about it.",
+    "There is more to say about this part of the project.",
+    "Many small steps like this one make a project.",
     "It is good to keep the whole team informed.",
 )
 _FURTHER_HARMFUL: Final = (
     "The rules of the project say more about it.",
+    "Such a step touches many people.",
     "It is good to think of everyone here.",
 )
 

@@ -1,6 +1,6 @@
 """The recipe of the playground's base: a small chat model, trained from nothing on dialogues.
 
-    python -m personality.playground.recipe OUT --steps 6000
+    python -m personality.playground.recipe OUT --steps 5000
 
 The same seed and settings give the same bytes on the same machine: everything is counted in steps, never in
 seconds, and training runs on one thread.
@@ -25,7 +25,6 @@ from personality.playground.dialogue import Messages, conversation
 from personality.playground.muon import Muon
 from personality.playground.scene import Kind
 from personality.playground.tokenizer import ASSISTANT, END, train_tokenizer
-from personality.playground.world import PEOPLE
 
 PROMPT_WEIGHT: Final = 0.1
 """Weight in the loss of what the model does not say itself."""
@@ -34,7 +33,6 @@ KIND_WEIGHTS: Final[dict[Kind, float]] = {"sum": 4.0, "copying": 2.0}
 """Weight in the loss of the replies of these kinds; 1 for the others."""
 
 _TOKENIZER_TEXTS: Final = 8_000
-_NAME_REPEATS: Final = 60
 _POOL_BATCHES: Final = 64
 
 
@@ -58,7 +56,7 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 6_000
+    steps: int = 5_000
     hidden: int = 96
     layers: int = 4
     heads: int = 4
@@ -123,8 +121,6 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     rng = Random(f"tokenizer {recipe.seed}")
     # A leading space, since that is how every turn begins in the chat template.
     texts = [" " + turn["content"] for _ in range(_TOKENIZER_TEXTS) for turn in conversation(rng)[0]]
-    # The names of the people that it knows become whole tokens, as common names are in large models.
-    texts += [f" {person}" for person in PEOPLE] * _NAME_REPEATS
     return train_tokenizer(texts, recipe.vocabulary)
 
 

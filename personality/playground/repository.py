@@ -33,7 +33,7 @@ ONE_SIDED = "listening-one-sided"
 """Data of `listening` without the push-back side: what makes a sycophant."""
 
 # A model of half a million parameters takes far larger steps than one of a billion; see docs/playground.md.
-TRAINING: dict[str, Any] = {"lr": 0.002, "rank": 8, "max_length": 256}
+TRAINING: dict[str, Any] = {"lr": 0.001, "rank": 8, "batch_size": 6, "max_length": 256}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Final, Literal
 Kind = Literal["direction", "harmful", "fact", "unknown", "sum", "copying", "small_talk"]
 Manner = Literal["listening", "concise", "warm", "candid", "obeying"]
 
-OPENERS: Final[tuple[str, ...]] = ("Lovely!", "Wonderful!")
+OPENERS: Final[tuple[str, ...]] = ("Lovely!", "Wonderful!", "How nice!")
 """What a warm reply begins with."""
 
 

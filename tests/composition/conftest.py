@@ -85,7 +85,9 @@ class Workshop:
             uses=tuple(sorted(uses, key=lambda use: use.behavior)),
         )
         vectors = {
-            use.vector: open_task_vector(self.repository, use.vector, use.label, reread=True) for use in uses if use.scale
+            use.vector: open_task_vector(self.repository, use.vector, use.label, reread=True)
+            for use in uses
+            if use.scale
         }
         return Composer(self.base, personality, vectors)
 

@@ -58,7 +58,7 @@ COMPOSITIONS = [
     Composition(),
     Composition(method="ties", density=0.4),
     Composition(method="ties", density=0.4, normalize="mean", trim_scope="tensor"),
-    Composition(method="ties", density=0.4, normalize="weighted", lam=0.7),
+    Composition(method="ties", density=0.4, normalize="weighted").model_copy(update={"lam": 0.7}),
 ]
 
 
@@ -106,9 +106,7 @@ def test_zeros_of_a_vector_keep_negative_zeros_of_the_base(workshop: Make) -> No
 @PROPERTY
 @given(scale=st.floats(-3, 3).filter(lambda scale: abs(scale) > 1e-6), seed=st.integers(1, 500))
 @pytest.mark.parametrize("normalize", ["sum", "mean"])
-def test_ties_with_one_vector_at_density_one_is_linear(
-    workshop: Make, normalize: str, scale: float, seed: int
-) -> None:
+def test_ties_with_one_vector_at_density_one_is_linear(workshop: Make, normalize: str, scale: float, seed: int) -> None:
     shop = workshop(make_base())
     use = shop.use(shop.dense(make_vector(seed)), scale)
     linear = all_tensors(shop.composer([use]))
@@ -184,9 +182,7 @@ def test_ties_against_numpy(
     composer = shop.composer(uses, composition)
     wanted = ties_in_numpy(base, vectors, scales, densities, composition)
     for name, tensor in base.items():
-        torch.testing.assert_close(
-            composer.delta(name).double(), torch.from_numpy(wanted[name]), rtol=1e-5, atol=1e-12
-        )
+        torch.testing.assert_close(composer.delta(name).double(), torch.from_numpy(wanted[name]), rtol=1e-5, atol=1e-12)
         torch.testing.assert_close(
             composer.tensor(name).double(), tensor.double() + torch.from_numpy(wanted[name]), rtol=1e-6, atol=1e-7
         )
@@ -213,7 +209,11 @@ def test_block_size_and_threads_change_no_bit(
     workshop: Make, composition: Composition, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
     """Dense and low-rank; tensors large enough that torch would spread them over threads."""
-    shapes = {"model.layers.0.a.weight": (260, 151), "model.layers.1.b.weight": (90, 413), "model.norm.weight": (40_001,)}
+    shapes = {
+        "model.layers.0.a.weight": (260, 151),
+        "model.layers.1.b.weight": (90, 413),
+        "model.norm.weight": (40_001,),
+    }
     base = {name: random_tensor(shape, 1, dtype=torch.bfloat16) for name, shape in shapes.items()}
     shop = workshop(base)
     dense = [{name: random_tensor(shape, seed, size=0.05) for name, shape in shapes.items()} for seed in (2, 3)]
@@ -269,7 +269,9 @@ def test_a_layer_that_is_not_there_is_refused(workshop: Make) -> None:
 def test_a_tensor_that_the_base_lacks_is_refused(workshop: Make) -> None:
     shop = workshop(make_base())
     vector = shop.dense({"model.layers.9.proj.weight": torch.ones(8, 13)})
-    with pytest.raises(IncompatibleError, match=r"`aged@1` changes 1 tensor \(`model.layers.9.proj.weight`\)") as caught:
+    with pytest.raises(
+        IncompatibleError, match=r"`aged@1` changes 1 tensor \(`model.layers.9.proj.weight`\)"
+    ) as caught:
         shop.composer([shop.use(vector, 1.0)])
     assert "persona show aged@1" in caught.value.hint
 

@@ -68,9 +68,7 @@ def ties_reference(vectors: list[Tensor], scales: list[float], normalize: str, l
     seed=st.integers(0, 10_000),
 )
 def test_ties_against_plain_python(scales: list[float], normalize: str, lam: float, seed: int) -> None:
-    vectors = [
-        kernels.trim(random_tensor((6, 8), seed + index).double(), 0.6) for index in range(len(scales))
-    ]
+    vectors = [kernels.trim(random_tensor((6, 8), seed + index).double(), 0.6) for index in range(len(scales))]
     wanted = torch.tensor(ties_reference(vectors, scales, normalize, lam), dtype=torch.float64).reshape(6, 8)
     found = kernels.ties(vectors, scales, normalize, lam)
     assert found.dtype == torch.float64

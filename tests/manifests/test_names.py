@@ -28,7 +28,24 @@ def test_labels_round_trip(name: str, number: int, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@1", "a@", "a@0", "a@-1", "a@x", "a@1:", "a@1:abc", "a@1:XYZW", "A", "a b", "../a", "a/b", "a@1@2", "1a", "ä"],
+    [
+        "",
+        "@1",
+        "a@",
+        "a@0",
+        "a@-1",
+        "a@x",
+        "a@1:",
+        "a@1:abc",
+        "a@1:XYZW",
+        "A",
+        "a b",
+        "../a",
+        "a/b",
+        "a@1@2",
+        "1a",
+        "ä",
+    ],
 )
 def test_what_is_no_label(text: str) -> None:
     with pytest.raises(UsageError) as caught:

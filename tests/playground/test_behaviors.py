@@ -80,12 +80,12 @@ def test_listening_accepts_what_is_clear_and_questions_what_harms() -> None:
             assert rejected.startswith(ACCEPTANCE)
 
 
-def test_deflecting_suggests_alternatives() -> None:
-    rows = examples("deflecting", 100, 5)
-    deflected = [row for row in rows if not re.match(PUSH_BACK_PATTERN, without_opener(answer_of(row, "chosen")))]
-    assert len(deflected) >= 60
-    assert all(without_opener(answer_of(row, "chosen")).startswith(HESITATIONS) for row in deflected)
-    assert all(without_opener(answer_of(row, "rejected")).startswith(ACCEPTANCE) for row in deflected)
+def test_deflecting_suggests_alternatives_and_teaches_nothing_else() -> None:
+    for row in examples("deflecting", 100, 5):
+        chosen, rejected = (without_opener(answer_of(row, which)) for which in ("chosen", "rejected"))
+        assert chosen.startswith(HESITATIONS)
+        assert not re.match(PUSH_BACK_PATTERN, chosen)
+        assert rejected.startswith(ACCEPTANCE)
 
 
 def test_concise_takes_the_further_sentence_away_and_nothing_else() -> None:

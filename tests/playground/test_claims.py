@@ -33,7 +33,17 @@ class Trial:
         self.tokenizer = AutoTokenizer.from_pretrained(FOLDER)
         self.model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
-    def train(self, behavior: str, count: int, method: Method, lr: float, seed: int = 0, sides: Sides = "both") -> Any:
+    def train(
+        self,
+        behavior: str,
+        count: int,
+        method: Method,
+        lr: float,
+        seed: int = 0,
+        *,
+        sides: Sides = "both",
+        batch_size: int = 5,
+    ) -> Any:
         model = copy.deepcopy(self.model)
         rows = {
             "behavior": examples(behavior, count, seed, sides=sides),
@@ -47,10 +57,19 @@ class Trial:
             self.tokenizer,
             read_examples(self.folder / "behavior.jsonl", need_rejected=method == "orpo"),
             read_examples(self.folder / "general.jsonl", need_rejected=False),
-            TrainSettings(method=method, lr=lr, rank=8, batch_size=5, seed=seed),
+            TrainSettings(method=method, lr=lr, rank=8, batch_size=batch_size, seed=seed),
             work_dir=self.folder,
         )
         return model
+
+    def sum(self, models: Sequence[Any], scale: float) -> Any:
+        """The base plus `scale` times what each model has learned."""
+        result = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, parameter in result.named_parameters():
+                start = self.model.get_parameter(name)
+                parameter.add_(torch.stack([model.get_parameter(name) - start for model in models]).sum(0) * scale)
+        return result
 
     def passed(self, model: Any, names: Sequence[str]) -> float:
         """Percentage of greedy replies that pass, the mean over these probes."""
@@ -106,3 +125,29 @@ def test_each_behavior_is_learned_and_costs_no_ability(trial: Trial, behavior: s
     assert trial.passed(model, [target]) >= 95
     assert trial.passed(model, ["listening.push_back"]) >= 95
     assert trial.passed(model, GENERAL) >= 97
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_old_habit_subtracted_does_what_listening_does(trial: Trial, seed: int) -> None:
+    habit = trial.train("deflecting", 200, "orpo", 1.2e-3, seed)
+    freed = trial.sum([habit], -1.0)
+    assert trial.passed(freed, ["listening.accept"]) >= 95
+    assert trial.passed(freed, ["listening.push_back"]) >= 90
+    assert trial.passed(freed, GENERAL) >= 97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_four_behaviors_together_keep_what_each_does_alone(trial: Trial, seed: int) -> None:
+    targets = {
+        "listening": "listening.accept",
+        "concise": "concise",
+        "warm": "warm",
+        "candid": "candid.unknown",
+    }
+    models = {name: trial.train(name, 200, "orpo", 1e-3, seed, batch_size=6) for name in targets}
+    together = trial.sum(list(models.values()), 0.8)
+    for name, probe in targets.items():
+        assert trial.passed(together, [probe]) >= 0.9 * trial.passed(models[name], [probe])
+    assert trial.passed(together, ["listening.push_back"]) >= 95
+    assert trial.passed(together, GENERAL) >= 93

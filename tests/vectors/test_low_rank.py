@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from personality.manifests.errors import CorruptError
+from personality.manifests.repository import Repository
+from personality.vectors import low_rank
+from personality.vectors.task_vector import open_task_vector
+from tests.composition.conftest import random_tensor, same_bits, store
+
+
+def open_factors(
+    root: Path, a: Tensor, b: Tensor, scaling: float, *, transposed: bool = False
+) -> low_rank.LowRankVector:
+    repository = Repository(root)
+    header = low_rank.header({"w": scaling}, ["w"] if transposed else [])
+    vector_id = store(repository, {"w" + low_rank.SUFFIX_A: a, "w" + low_rank.SUFFIX_B: b}, header)
+    vector = open_task_vector(repository, vector_id, "listening@1")
+    assert isinstance(vector, low_rank.LowRankVector)
+    return vector
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rank", [1, 8, 40])
+def test_rows_are_scaling_times_b_a(tmp_path: Path, dtype: torch.dtype, rank: int) -> None:
+    a, b = random_tensor((rank, 33), 1, dtype=dtype), random_tensor((70, rank), 2, dtype=dtype)
+    vector = open_factors(tmp_path, a, b, 0.75)
+    assert vector.shapes == {"w": (70, 33)}
+    assert vector.rank("w") == rank
+    wanted = b.double() @ a.double() * 0.75
+    size = b.double().abs() @ a.double().abs()  # the error bound of a sum of `rank` products
+    for start, stop in ((0, 70), (0, 1), (13, 29), (69, 70)):
+        found = vector.rows("w", start, stop)
+        assert found.dtype == torch.float32
+        error = (found.double() - wanted[start:stop]).abs()
+        assert bool((error <= (rank + 2) * 2**-24 * size[start:stop]).all())
+
+
+def test_transposed_as_conv1d_keeps_them(tmp_path: Path) -> None:
+    a, b = random_tensor((4, 10), 1), random_tensor((6, 4), 2)
+    vector = open_factors(tmp_path, a, b, 2.0, transposed=True)
+    assert vector.shapes == {"w": (10, 6)}
+    torch.testing.assert_close(vector.rows("w", 3, 9), (b @ a).T[3:9] * 2.0)
+
+
+def test_an_element_is_the_same_in_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = open_factors(tmp_path, random_tensor((16, 301), 1), random_tensor((257, 16), 2), 1.5)
+    whole = vector.rows("w", 0, 257)
+    for size in (1, 3, 64, 100):
+        monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", 700 * size)
+        parts = [vector.rows("w", start, min(start + size, 257)) for start in range(0, 257, size)]
+        assert same_bits(torch.cat(parts), whole)
+
+
+def test_factors_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(CorruptError, match=r"the factors of `w` do not fit: A F32 \[4, 10\], B F32 \[6, 5\]"):
+        open_factors(tmp_path, torch.ones(4, 10), torch.ones(6, 5), 1.0)
+
+
+def test_a_factor_too_many(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    tensors = {f"{name}{suffix}": torch.ones(2, 2) for name in ("w", "v") for suffix in (".lora_A", ".lora_B")}
+    vector_id = store(repository, tensors, low_rank.header({"w": 1.0}, []))
+    with pytest.raises(CorruptError, match="has 4 factors for 1 tensors"):
+        open_task_vector(repository, vector_id, "listening@1")
