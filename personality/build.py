@@ -65,12 +65,19 @@ def build(
         The folder, and whether it was built now.
     """
     path = build_path(repository, version)
-    if not again and (path / BuildRecord.file_name).is_file():
-        known = BuildRecord.read(path / BuildRecord.file_name)
-        if known.version == version.id and known.shard_bytes == shard_bytes:
-            return path, False
+    if not again and _is_build_of(path, version, shard_bytes):
+        return path, False
     write_build(repository, version, path, shard_bytes=shard_bytes, on_progress=on_progress)
     return path, True
+
+
+def _is_build_of(path: Path, version: Version, shard_bytes: int) -> bool:
+    """Whether a folder says that it is this build; one that says nothing readable is made again."""
+    try:
+        known = BuildRecord.read(path / BuildRecord.file_name)
+    except PersonaError:
+        return False
+    return known.version == version.id and known.shard_bytes == shard_bytes
 
 
 def write_build(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from personality.build import build_path
 from personality.history import History
-from personality.manifests.atomic import TEMPORARY_PREFIX, leftovers, remove
+from personality.manifests.atomic import TEMPORARY_PREFIX, abandoned, remove
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
-
-_OWNER = re.compile(rf"^{re.escape(TEMPORARY_PREFIX)}.*?-(\d+)(?:-[0-9a-f]+)?$")
 
 
 @dataclass(frozen=True)
@@ -33,11 +29,7 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False) -> list[G
         repository: where.
         forget_undo: also what only the operation log's undo or redo could bring back, and the log itself.
     """
-    found = [
-        Garbage(path, "left by an interrupted command", _size(path))
-        for path in leftovers(repository.root)
-        if not _owner_lives(path) and not any(parent.name.startswith(TEMPORARY_PREFIX) for parent in path.parents)
-    ]
+    found = [Garbage(path, "left by an interrupted command", _size(path)) for path in abandoned(repository.root)]
     kept_builds = {build_path(repository, tip) for tip in History(repository).tips}
     for folder in sorted((repository.local / "builds").glob("*")):
         if folder not in kept_builds and not folder.name.startswith(TEMPORARY_PREFIX):
@@ -66,20 +58,6 @@ def collect(garbage: list[Garbage]) -> int:
         else:
             remove(item.path)
     return sum(item.bytes for item in garbage)
-
-
-def _owner_lives(path: Path) -> bool:
-    """Whether the process that writes a temporary file still runs; what bears no process's number is not ours."""
-    match = _OWNER.match(path.name)
-    if match is None:
-        return True
-    try:
-        os.kill(int(match.group(1)), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from personality.history import History
-from personality.manifests.atomic import leftovers
+from personality.manifests.atomic import abandoned
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.recipe import RecipeChange, compare_recipes, working_personality
@@ -46,5 +46,5 @@ def repository_state(repository: Repository) -> State:
         working=working,
         unsaved=compare_recipes(head.personality, working),
         problems=problems,
-        interrupted=len(leftovers(repository.root)),
+        interrupted=len(abandoned(repository.root)),
     )

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from personality.composition.composer import Composer
 from personality.vectors.layers import layer_of
+
+_BLOCK_ELEMENTS = 1 << 22
+"""Elements in float64 at a time."""
 
 
 @dataclass
@@ -43,6 +48,17 @@ class _Sums:
     flips: int = 0
     both: int = 0
 
+    def add(self, old: Tensor, new: Tensor) -> None:
+        """Add a block of the two changes, float64, equal shapes."""
+        self.elements += old.numel()
+        self.before += float((old * old).sum())
+        self.after += float((new * new).sum())
+        self.change += float(((new - old) ** 2).sum())
+        self.dot += float((old * new).sum())
+        both = (old != 0) & (new != 0)
+        self.both += int(both.sum())
+        self.flips += int((both & (old.sign() != new.sign())).sum())
+
     def finish(self, layer: int | None) -> LayerDiff:
         nonzero = self.before > 0 and self.after > 0
         return LayerDiff(
@@ -67,15 +83,9 @@ def weight_diff(before: Composer, after: Composer) -> list[LayerDiff]:
     sums: dict[int | None, _Sums] = {}
     touched = set(before.touched) | set(after.touched)
     for name in (name for name in before.base.specs if name in touched):
-        old, new = before.delta(name).double(), after.delta(name).double()
+        first, second = before.delta(name).reshape(-1), after.delta(name).reshape(-1)
         entry = sums.setdefault(layer_of(name), _Sums())
-        entry.elements += old.numel()
-        entry.before += float((old * old).sum())
-        entry.after += float((new * new).sum())
-        entry.change += float(((new - old) ** 2).sum())
-        entry.dot += float((old * new).sum())
-        both = (old != 0) & (new != 0)
-        entry.both += int(both.sum())
-        entry.flips += int((both & (old.sign() != new.sign())).sum())
+        for start in range(0, first.numel(), _BLOCK_ELEMENTS):
+            entry.add(first[start : start + _BLOCK_ELEMENTS].double(), second[start : start + _BLOCK_ELEMENTS].double())
     order = sorted(sums, key=lambda layer: (layer is None, layer or 0))
     return [sums[layer].finish(layer) for layer in order]

@@ -104,6 +104,17 @@ def test_only_the_newest_versions_build_stays(repository: Repository) -> None:
     assert build(repository, first)[1] is True
 
 
+def test_a_build_that_says_nothing_readable_is_made_again(repository: Repository) -> None:
+    version = add(repository, VectorLabel("listening"), 1).version
+    path, _ = build(repository, version)
+    record = path / "persona-build.json"
+    written = record.read_bytes()
+    record.write_text("{")
+    assert build(repository, version) == (path, True)
+    assert record.read_bytes() == written
+    assert build(repository, version) == (path, False)
+
+
 def test_what_undo_and_redo_need_stays_until_it_is_forgotten(repository: Repository) -> None:
     vectors = set(stored_ids(repository))
     undo(repository)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from personality.manifests.errors import PersonaError
 
 TEMPORARY_PREFIX = ".tmp-"
 """What an interrupted write leaves behind starts with this; readers pass it over and `gc` removes it."""
+
+_OWNER = re.compile(rf"^{re.escape(TEMPORARY_PREFIX)}.*?-(\d+)(?:-[0-9a-f]+)?$")
 
 
 def sync_folder(folder: Path) -> None:
@@ -76,5 +79,26 @@ def remove(path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files below a folder that an interrupted write left behind, sorted."""
+    """Temporary files and folders below a folder, sorted: being written, or left behind by an interrupted write."""
     return sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")) if folder.is_dir() else []
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """Those of `leftovers` that no living process writes; what lies in a temporary folder goes with that folder."""
+    found = leftovers(folder)
+    folders = set(found)
+    return [path for path in found if folders.isdisjoint(path.parents) and not _owner_lives(path)]
+
+
+def _owner_lives(path: Path) -> bool:
+    """Whether the process that writes a temporary file still runs; what bears no process's number is not ours."""
+    match = _OWNER.match(path.name)
+    if match is None:
+        return True
+    try:
+        os.kill(int(match.group(1)), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -10,6 +10,9 @@ from personality.manifests.manifest import Rounding
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.meter import UpdateMeter
 from personality.vectors.task_vector import TaskVector
+from personality.vectors.tensors import matrix_shape, row_blocks
+
+_BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,15 @@ class StoredTask:
 
 
 def measure(vector: TaskVector, base: Checkpoint) -> tuple[float, Rounding]:
-    """Norm of a vector, and the lost-update meter at scale 1; one tensor in memory at a time."""
+    """Norm of a vector, and the lost-update meter at scale 1; a block of one tensor in memory at a time."""
     squares = 0.0
     meter = UpdateMeter()
     for name in vector.shapes:
-        weights = base.tensor(name)
-        delta = vector.rows(name, 0, weights.numel()).reshape(weights.shape).float()
-        squares += float((delta.double() ** 2).sum())
-        meter.add(weights, delta)
+        spec = base.specs[name]
+        weights = base.tensor(name).reshape(matrix_shape(spec.shape))
+        for start, stop in row_blocks(spec, _BLOCK_ELEMENTS):
+            delta = vector.rows(name, start, stop).float()
+            squares += float((delta.double() ** 2).sum())
+            meter.add(weights[start:stop], delta)
     survival = meter.result()
     return math.sqrt(squares), Rounding(share_changed=survival.share_changed, cosine=survival.cosine)

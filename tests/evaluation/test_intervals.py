@@ -81,7 +81,8 @@ def test_pairing_shows_what_unpaired_shares_would_hide() -> None:
     assert share(before).high > share(after).low  # the two intervals alone overlap
 
 
-# By the formula of Newcombe 1998 (Statistics in Medicine 17:2635), method 10; cells both, only after, only before, none.
+# By the formula of Newcombe 1998 (Statistics in Medicine 17:2635), method 10;
+# cells: both, only after, only before, none.
 @pytest.mark.parametrize(
     ("cells", "difference", "low", "high"),
     [

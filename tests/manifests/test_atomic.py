@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from personality.manifests.atomic import leftovers, remove, temporary_beside, write_bytes, writing
+from personality.manifests.atomic import abandoned, leftovers, remove, temporary_beside, write_bytes, writing
 from personality.manifests.errors import PersonaError
 
 
@@ -103,7 +103,20 @@ def test_leftovers_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> No
     left = temporary_beside(tmp_path / "a/b/kept")
     left.write_bytes(b"half")
     assert left.parent == tmp_path / "a/b"
-    assert str(os.getpid()) in left.name
     assert temporary_beside(tmp_path / "x") != temporary_beside(tmp_path / "x")
     assert leftovers(tmp_path) == [left]
     assert leftovers(tmp_path / "nowhere") == []
+
+
+def test_only_what_no_living_process_writes_is_abandoned(tmp_path: Path) -> None:
+    left = temporary_beside(tmp_path / "file")
+    left.write_bytes(b"half")
+    assert abandoned(tmp_path) == []  # this process lives and may be writing it
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    left = left.rename(left.with_name(left.name.replace(str(os.getpid()), str(finished.pid))))
+    folder = tmp_path / f".tmp-train-{finished.pid}"
+    (folder / left.name).mkdir(parents=True)
+    (tmp_path / ".tmp-notes").write_text("the user's own")
+    assert abandoned(tmp_path) == sorted([left, folder])
+    assert abandoned(tmp_path / "nowhere") == []

@@ -132,7 +132,7 @@ def test_a_changed_version_is_corrupt(field: str, value: object, tmp_path: Path)
     data[field] = value
     path = tmp_path / "v.json"
     path.write_text(json.dumps(data))
-    with pytest.raises(CorruptError, match="is not the digest of its fields.*it was changed") as caught:
+    with pytest.raises(CorruptError, match=r"is not the digest of its fields.*it was changed") as caught:
         Version.read(path)
     assert str(path) in caught.value.message
 

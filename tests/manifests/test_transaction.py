@@ -27,7 +27,7 @@ def contents(repository: Repository) -> dict[str, str]:
 
 
 def test_what_is_referred_to_is_written_first(repository: Repository) -> None:
-    done = commit(repository, "all", {path: "x" for path in PATHS})
+    done = commit(repository, "all", dict.fromkeys(PATHS, "x"))
     assert done is not None
     assert [change.path.split("/")[0] for change in done.changes] == [
         "manifests",
