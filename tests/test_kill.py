@@ -198,7 +198,8 @@ def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.R
             if kind != "train" or died == wanted:
                 run_after_kill(argv, root, persona)
     check_whole(root, persona)
-    assert persona("gc", "--yes", cwd=root)[0] == 0
+    code, _, err = persona("gc", "--yes", cwd=root)
+    assert code == 0, err
     assert list(root.rglob(".tmp-*")) == []
     code, out, _ = persona("verify", cwd=root)
     assert code == 0, out
