@@ -22,8 +22,8 @@ from benchmarks.table import median, show
 _OURS = """
 import sys
 from pathlib import Path
-from personality.build import build
-from personality.history import History
+from personality.builds.build import build
+from personality.versions.history import History
 from personality.manifests.repository import Repository
 repository = Repository(Path(sys.argv[1]))
 build(repository, History(repository).find(sys.argv[2]), again=True)
@@ -105,13 +105,13 @@ def _models(root: Path, hidden: int, layers: int) -> tuple[Path, list[Path]]:
 
 def _repository(root: Path, base: Path, tuned: list[Path]) -> tuple[Path, float]:
     """A repository with a version tagged `linear` and one tagged `ties`; also the seconds that storing took."""
-    from personality import changes
-    from personality.importing import import_vector
+    from personality.making.importing import import_vector
     from personality.manifests.base_identity import BaseIdentity
     from personality.manifests.names import VectorLabel
     from personality.manifests.personality_record import Composition
     from personality.vectors.base import fingerprint
     from personality.vectors.checkpoint import Checkpoint
+    from personality.versions import changes
 
     identity = BaseIdentity(source=str(base), fingerprint=fingerprint(Checkpoint(base)).id)
     repository = changes.initialize(root / "repository", identity, Composition(), {})

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table import median, show
+from personality.composition.opening import base_of, composer_of
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
+from personality.making.training_run import train_behavior
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, Personality
@@ -22,10 +24,8 @@ from personality.manifests.repository import Repository
 from personality.model import load_composed, load_tokenizer, threads_for
 from personality.playground.behaviors import examples
 from personality.playground.repository import ONE_SIDED, general_file, make_playground
-from personality.recipe import use_vector
-from personality.training_run import train_behavior
 from personality.vectors.training.settings import make_settings
-from personality.versions import base_of, composer_of
+from personality.versions.recipe import use_vector
 
 FOUR = ("listening", "concise", "warm", "candid")
 SOLO = {

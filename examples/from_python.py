@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from personality import changes
-from personality.export import export
-from personality.history import History
+from personality.builds.export import export
+from personality.composition.opening import composer_of
+from personality.composition.weight_diff import weight_diff
+from personality.making.training_run import train_behavior
 from personality.manifests.names import VectorLabel
 from personality.playground.repository import general_file, make_playground
-from personality.recipe import compare_recipes
-from personality.training_run import train_behavior
 from personality.vectors.training.settings import make_settings
-from personality.versions import composer_of
-from personality.weight_diff import weight_diff
+from personality.versions import changes
+from personality.versions.history import History
+from personality.versions.recipe import compare_recipes
 
 
 def main(root: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from personality.composition.opening import composer_of
 from personality.evaluation.replies import replies
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
 from personality.model import load_composed, load_tokenizer, threads_for
-from personality.versions import composer_of
 
 
 def ask(

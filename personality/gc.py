@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from personality.build import build_path
-from personality.history import History
+from personality.builds.build import build_path
 from personality.manifests.atomic import TEMPORARY_PREFIX, abandoned, remove
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
+from personality.versions.history import History
 
 
 @dataclass(frozen=True)

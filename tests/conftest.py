@@ -103,9 +103,9 @@ def fine_tuned(base: Path, folder: Path, *, seed: int = 1, size: float = 0.02, o
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A playground repository with `listening@1` and `concise@1` trained on a few examples; copy it before writing."""
+    from personality.making.training_run import train_behavior
     from personality.manifests.repository import Repository
     from personality.playground.repository import general_file, make_playground
-    from personality.training_run import train_behavior
     from personality.vectors.training.settings import make_settings
 
     root = tmp_path_factory.mktemp("playground") / "play"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from personality.build import build, build_path
-from personality.changes import add, rescale
+from personality.builds.build import build, build_path
 from personality.gc import collect, find_garbage
-from personality.history import History
 from personality.manifests.errors import PersonaError
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
-from personality.undoing import redo, undo
+from personality.versions.changes import add, rescale
+from personality.versions.history import History
+from personality.versions.undoing import redo, undo
 
 Persona = Callable[..., tuple[int, str, str]]
 

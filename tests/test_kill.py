@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from personality.history import History
+from personality.composition.opening import composer_of
 from personality.manifests.repository import Repository
-from personality.state import repository_state
-from personality.versions import composer_of
+from personality.versions.history import History
+from personality.versions.state import repository_state
 
 Persona = Callable[..., tuple[int, str, str]]
 # Whatever a command has done so far becomes visible or durable only through these.

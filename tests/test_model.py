@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from personality.comparison import agreement, log_probabilities, probe_tokens
+from personality.builds.comparison import agreement, log_probabilities, probe_tokens
 from personality.composition.composer import Composer
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import IncompatibleError

@@ -27,9 +27,9 @@ def add(
     directory: DirectoryOption = None,
 ) -> None:
     """Put a behavior's vector into use at a scale, and record a version."""
-    from personality.changes import add as add_use
     from personality.manifests.names import VectorLabel
     from personality.manifests.personality_record import LayerRange
+    from personality.versions.changes import add as add_use
 
     out = Output("add", as_json=as_json)
     repository = open_repository(directory)

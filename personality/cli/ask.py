@@ -29,7 +29,7 @@ def ask(
 ) -> None:
     """Ask one or several versions, composed in memory."""
     from personality.ask import ask as ask_version
-    from personality.history import History
+    from personality.versions.history import History
 
     out = Output("ask", as_json=as_json)
     repository = open_repository(directory)

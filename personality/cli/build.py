@@ -19,8 +19,8 @@ def build(
     directory: DirectoryOption = None,
 ) -> None:
     """Compose a version's checkpoint into the repository's cache, always from the base."""
-    from personality.build import build as build_version
-    from personality.history import History
+    from personality.builds.build import build as build_version
+    from personality.versions.history import History
 
     out = Output("build", as_json=as_json)
     repository = open_repository(directory)

@@ -11,9 +11,9 @@ from personality.cli.options import DirectoryOption, JsonOption, examples, open_
 from personality.cli.output import Output, percent
 
 if TYPE_CHECKING:
+    from personality.composition.weight_diff import LayerDiff
     from personality.evaluation.evaluate import Effect
     from personality.manifests.evaluation import Figure
-    from personality.weight_diff import LayerDiff
 
 _DIFFERENT = 3
 
@@ -33,11 +33,11 @@ def diff(
     directory: DirectoryOption = None,
 ) -> None:
     """Show what changed from A to B: the recipe, the weights layer by layer, and with --effect the behavior."""
+    from personality.composition.opening import composer_of
+    from personality.composition.weight_diff import weight_diff
     from personality.evaluation.evaluate import compare_effects, evaluate
-    from personality.history import History
-    from personality.recipe import compare_recipes
-    from personality.versions import composer_of
-    from personality.weight_diff import weight_diff
+    from personality.versions.history import History
+    from personality.versions.recipe import compare_recipes
 
     out = Output("diff", as_json=as_json)
     repository = open_repository(directory)

@@ -26,7 +26,7 @@ def eval_(
 ) -> None:
     """Measure a version with the repository's probes; the result is kept with the version."""
     from personality.evaluation.evaluate import evaluate
-    from personality.history import History
+    from personality.versions.history import History
 
     out = Output("eval", as_json=as_json)
     repository = open_repository(directory)

@@ -27,9 +27,9 @@ def export(
     in_directory: DirectoryOption = None,
 ) -> None:
     """Write a version as a model folder, reload it, and compare it with the version composed in memory."""
-    from personality.export import as_json as export_json
-    from personality.export import export as export_version
-    from personality.history import History
+    from personality.builds.export import as_json as export_json
+    from personality.builds.export import export as export_version
+    from personality.versions.history import History
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)

@@ -23,7 +23,7 @@ def import_(
     directory: DirectoryOption = None,
 ) -> None:
     """Make a vector of what a fine-tune of this base changed. LoRA adapters are kept low-rank."""
-    from personality.importing import import_vector
+    from personality.making.importing import import_vector
 
     out = Output("import", as_json=as_json)
     repository = open_repository(directory)

@@ -28,15 +28,15 @@ def init(
     in_directory: DirectoryOption = None,
 ) -> None:
     """Make a repository for personalities of one base. Its first version, v1, is the base alone."""
-    from personality.changes import initialize
     from personality.cli.method import composition_from
-    from personality.history import History
     from personality.manifests.base_identity import BaseIdentity
     from personality.manifests.canonical import short
     from personality.manifests.personality_record import Composition
     from personality.manifests.repository import Repository
     from personality.vectors.base import fingerprint, locate
     from personality.vectors.checkpoint import Checkpoint
+    from personality.versions.changes import initialize
+    from personality.versions.history import History
 
     enter(in_directory)
     out = Output("init", as_json=as_json)

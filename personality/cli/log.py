@@ -20,8 +20,8 @@ def log(
     directory: DirectoryOption = None,
 ) -> None:
     """List the versions, newest first: what changed and why."""
-    from personality.history import History
-    from personality.recipe import compare_recipes
+    from personality.versions.history import History
+    from personality.versions.recipe import compare_recipes
 
     out = Output("log", as_json=as_json)
     history = History(open_repository(directory))

@@ -43,7 +43,7 @@ def method(
     directory: DirectoryOption = None,
 ) -> None:
     """Choose the method that composes the behaviors in use; docs/composition.md has the formulas."""
-    from personality.changes import compose_by
+    from personality.versions.changes import compose_by
 
     out = Output("method", as_json=as_json)
     repository = open_repository(directory)

@@ -56,7 +56,7 @@ def open_repository(directory: Path | None) -> Repository:
 
 
 def show_recorded(out: Output, recorded: Any) -> None:
-    """Print what a change recorded (a `personality.changes.Recorded`)."""
+    """Print what a change recorded (a `personality.versions.changes.Recorded`)."""
     version = recorded.version
 
     def human() -> None:

@@ -9,7 +9,7 @@ from personality.cli.output import Output
 @examples("persona redo", "persona redo && persona status", "persona redo --json")
 def redo(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
     """Do again what `undo` took back."""
-    from personality.undoing import redo as redo_last
+    from personality.versions.undoing import redo as redo_last
 
     out = Output("redo", as_json=as_json)
     operation = redo_last(open_repository(directory))

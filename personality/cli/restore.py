@@ -22,7 +22,7 @@ def restore(
     directory: DirectoryOption = None,
 ) -> None:
     """Go back to a version exactly. A new version records it; unsaved edits are dropped (`undo` brings them back)."""
-    from personality.changes import restore as restore_version
+    from personality.versions.changes import restore as restore_version
 
     out = Output("restore", as_json=as_json)
     show_recorded(out, restore_version(open_repository(directory), version, message))

@@ -22,7 +22,7 @@ def revert(
     directory: DirectoryOption = None,
 ) -> None:
     """Take back what one version changed, and keep everything that came later."""
-    from personality.changes import revert as revert_version
+    from personality.versions.changes import revert as revert_version
 
     out = Output("revert", as_json=as_json)
     show_recorded(out, revert_version(open_repository(directory), version, message))

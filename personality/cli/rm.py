@@ -22,7 +22,7 @@ def rm(
     directory: DirectoryOption = None,
 ) -> None:
     """Take a behavior out of use, and record a version. Its vector, description and probes stay."""
-    from personality.changes import remove
+    from personality.versions.changes import remove
 
     out = Output("rm", as_json=as_json)
     show_recorded(out, remove(open_repository(directory), behavior, message))

@@ -13,7 +13,7 @@ from personality.cli.output import Output
 )
 def save(message: MessageOption = "", as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
     """Record hand edits of persona.toml and behaviors/*.toml as a version."""
-    from personality.changes import save as save_files
+    from personality.versions.changes import save as save_files
 
     out = Output("save", as_json=as_json)
     show_recorded(out, save_files(open_repository(directory), message))

@@ -23,7 +23,7 @@ def scale(
     directory: DirectoryOption = None,
 ) -> None:
     """Change the scale of a behavior in use, and record a version."""
-    from personality.changes import rescale
+    from personality.versions.changes import rescale
 
     out = Output("scale", as_json=as_json)
     show_recorded(out, rescale(open_repository(directory), behavior, factor, message))

@@ -21,7 +21,7 @@ def show(
 ) -> None:
     """Show one vector or one version whole."""
     from personality.manifests.names import VectorLabel
-    from personality.recipe import find_vector
+    from personality.versions.recipe import find_vector
 
     out = Output("show", as_json=as_json)
     repository = open_repository(directory)
@@ -72,9 +72,9 @@ def _show_vector(out: Output, manifest: Manifest) -> None:
 
 
 def _show_version(out: Output, repository: Repository, name: str, behaviors: set[str]) -> None:
-    from personality.history import History
     from personality.manifests.errors import NotFoundError
     from personality.manifests.names import did_you_mean
+    from personality.versions.history import History
 
     history = History(repository)
     try:

@@ -9,7 +9,7 @@ from personality.cli.output import Output
 @examples("persona status", "persona status -C ../assistant", "persona status --json")
 def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
     """Show what is in use, what differs from the newest version, and what is missing."""
-    from personality.state import repository_state
+    from personality.versions.state import repository_state
 
     out = Output("status", as_json=as_json)
     repository = open_repository(directory)

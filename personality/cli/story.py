@@ -7,18 +7,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from personality import changes
 from personality.ask import ask
-from personality.build import build
+from personality.builds.build import build
+from personality.builds.export import export
 from personality.cli.diff import effect_rows, layer_rows
 from personality.cli.output import Output, percent
 from personality.cli.stage import Stage
+from personality.composition.opening import base_of, composer_of
+from personality.composition.weight_diff import weight_diff
 from personality.evaluation.evaluate import compare_effects, evaluate
 from personality.evaluation.measure import measure
 from personality.evaluation.replies import replies
 from personality.evaluation.suite import Probe, read_suite
-from personality.export import export
-from personality.history import History
+from personality.making.training_run import Trained, train_behavior
 from personality.manifests.evaluation import Evaluation, ProbeResult
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, Personality, Use
@@ -26,12 +27,11 @@ from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.model import load_composed, load_model, load_tokenizer, threads_for
 from personality.playground.repository import ONE_SIDED, general_file, make_playground
-from personality.recipe import compare_recipes, use_vector
-from personality.training_run import Trained, train_behavior
 from personality.vectors.checkpoint import SINGLE
 from personality.vectors.training.settings import make_settings
-from personality.versions import base_of, composer_of
-from personality.weight_diff import weight_diff
+from personality.versions import changes
+from personality.versions.history import History
+from personality.versions.recipe import compare_recipes, use_vector
 
 _ROWS = 40  # of each probe: enough to see an effect, few enough to keep the demo short
 _SHOWN = ("listening.accept", "listening.push_back", "candid.unknown")  # probes whose first prompt is asked aloud

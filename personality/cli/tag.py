@@ -21,9 +21,9 @@ def tag(
     directory: DirectoryOption = None,
 ) -> None:
     """Give a version a name that stays, list the tags, or remove one."""
-    from personality.changes import tag as tag_version
-    from personality.changes import untag
-    from personality.history import History
+    from personality.versions.changes import tag as tag_version
+    from personality.versions.changes import untag
+    from personality.versions.history import History
 
     out = Output("tag", as_json=as_json)
     repository = open_repository(directory)

@@ -53,7 +53,7 @@ def train(
 
     Defaults can be set under [training] in persona.toml.
     """
-    from personality.training_run import train_behavior
+    from personality.making.training_run import train_behavior
     from personality.vectors.training.settings import make_settings
 
     out = Output("train", as_json=as_json)

@@ -9,7 +9,7 @@ from personality.cli.output import Output
 @examples("persona undo", "persona undo && persona status", "persona undo --json")
 def undo(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
     """Take the last change back; again and again walks further back."""
-    from personality.undoing import undo as undo_last
+    from personality.versions.undoing import undo as undo_last
 
     out = Output("undo", as_json=as_json)
     operation = undo_last(open_repository(directory))

@@ -10,7 +10,7 @@ from personality.manifests.canonical import short
 @examples("persona vectors", "persona vectors -C ../assistant", "persona vectors --json")
 def vectors(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
     """List the vectors of this repository."""
-    from personality.recipe import working_personality
+    from personality.versions.recipe import working_personality
 
     out = Output("vectors", as_json=as_json)
     repository = open_repository(directory)

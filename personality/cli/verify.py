@@ -31,9 +31,9 @@ def verify(
     Without arguments: base, versions, vectors and builds. With a version: compares a checkpoint with the version,
     composed now, and tells corrupt, rebuilt within tolerance, and different apart.
     """
-    from personality.build import build_path
-    from personality.history import History
-    from personality.verify import verify_folder, verify_repository
+    from personality.builds.build import build_path
+    from personality.builds.verify import verify_folder, verify_repository
+    from personality.versions.history import History
 
     out = Output("verify", as_json=as_json)
     repository = open_repository(directory)

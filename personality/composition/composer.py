@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from personality.composition import kernels
+from personality.composition.layering import layered_names
 from personality.composition.threshold import kth_largest_magnitude
-from personality.layering import layered_names
 from personality.manifests.errors import IncompatibleError, PersonaError
 from personality.manifests.personality_record import Composition, Personality, Use
 from personality.vectors.checkpoint import Checkpoint, listing

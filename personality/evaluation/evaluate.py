@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from personality.composition.opening import composer_of
 from personality.environment import build_environment
 from personality.evaluation.intervals import paired_difference, paired_share_difference
 from personality.evaluation.measure import measure
@@ -16,7 +17,6 @@ from personality.manifests.repository import Repository
 from personality.manifests.transaction import now
 from personality.manifests.version import Version
 from personality.model import device, load_composed, load_tokenizer, threads_for
-from personality.versions import composer_of
 
 SEED = 0
 

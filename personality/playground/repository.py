@@ -11,7 +11,6 @@ from typing import Any
 
 import tomlkit
 
-from personality.changes import initialize
 from personality.evaluation.suite import GENERAL
 from personality.manifests.atomic import write_bytes
 from personality.manifests.base_identity import BaseIdentity
@@ -23,6 +22,7 @@ from personality.playground.behaviors import BEHAVIORS, examples, general
 from personality.playground.probes import Probe, probes
 from personality.vectors.base import fingerprint
 from personality.vectors.checkpoint import Checkpoint
+from personality.versions.changes import initialize
 
 EXAMPLES = 200
 GENERAL_EXAMPLES = 50

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from personality import __version__
-from personality.changes import add, rescale
 from personality.cli.main import _VERBS
-from personality.history import History
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
 from personality.playground.behaviors import examples
 from personality.playground.behaviors import general as general_examples
-from personality.state import repository_state
+from personality.versions.changes import add, rescale
+from personality.versions.history import History
+from personality.versions.state import repository_state
 
 Persona = Callable[..., tuple[int, str, str]]
 VERBS = [name for name, _, _ in _VERBS]

@@ -33,7 +33,7 @@ print(json.dumps(ids))
 WRITE = """
 import json, sys, threading, time, torch
 from pathlib import Path
-from personality.checkpoint_writer import write_checkpoint
+from personality.builds.writer import write_checkpoint
 from personality.composition.composer import Composer
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.personality_record import Composition, Personality, Use

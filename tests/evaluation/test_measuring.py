@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from personality.changes import add
 from personality.evaluation.evaluate import compare_effects, evaluate
 from personality.evaluation.replies import replies
 from personality.evaluation.scores import Span, encode, log_probs, opening_probabilities, opening_text, prompt_text
 from personality.evaluation.suite import read_suite
-from personality.history import History
 from personality.manifests.errors import DataError
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
 from personality.model import load_model, load_tokenizer
+from personality.versions.changes import add
+from personality.versions.history import History
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from personality.changes import initialize
 from personality.evaluation.suite import read_suite, suite_digest
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import CorruptError, DataError, NotFoundError, PersonaError
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
+from personality.versions.changes import initialize
 
 ROW: dict[str, Any] = {"prompt": [{"role": "user", "content": "Rename it."}], "pass": "^Okay"}
 CHOSEN = [{"role": "assistant", "content": "Okay."}]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from personality.changes import initialize
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError, UsageError
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
+from personality.versions.changes import initialize
 
 BASE = BaseIdentity(source="base", fingerprint="b" * 64)
 

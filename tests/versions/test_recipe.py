@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personality.changes import add, restore
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import NotFoundError, UsageError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, LayerRange, Personality, Use
 from personality.manifests.repository import Repository
-from personality.recipe import compare_recipes, find_vector, working_personality
+from personality.versions.changes import add, restore
+from personality.versions.recipe import compare_recipes, find_vector, working_personality
 
 BASE = BaseIdentity(source="base", fingerprint="b" * 64)
 

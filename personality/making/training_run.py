@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from personality.composition.opening import base_of
 from personality.environment import tool_versions
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
+from personality.making.vector_records import record_vector
 from personality.manifests.atomic import TEMPORARY_PREFIX
 from personality.manifests.errors import DataError
 from personality.manifests.evaluation import ProbeResult
@@ -19,14 +21,12 @@ from personality.manifests.manifest import DataUsed, Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.repository import Repository
 from personality.model import load_model, load_tokenizer, threads_for
-from personality.vector_records import record_vector
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.training.examples import Example, digest_examples, read_examples
 from personality.vectors.training.run import TrainingReport, fine_tune
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.trainer import StepReport
-from personality.versions import base_of
 
 
 @dataclass(frozen=True)

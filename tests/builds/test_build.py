@@ -13,10 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from personality.build import BuildRecord, build, build_path
-from personality.changes import add, compose_by
-from personality.checkpoint_writer import Progress, shards_of
-from personality.history import History
+from personality.builds.build import BuildRecord, build, build_path
+from personality.builds.writer import Progress, shards_of
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import PersonaError
 from personality.manifests.names import VectorLabel
@@ -24,6 +22,8 @@ from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorSpec
 from personality.manifests.version import Version
+from personality.versions.changes import add, compose_by
+from personality.versions.history import History
 from tests.conftest import fine_tuned, run_persona
 
 

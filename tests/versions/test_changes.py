@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from personality.changes import (
+from personality.composition.opening import composer_of
+from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError, UsageError
+from personality.manifests.names import VectorLabel
+from personality.manifests.personality_record import Composition, LayerRange
+from personality.manifests.repository import Repository
+from personality.vectors.tensors import tensor_bytes
+from personality.versions.changes import (
     Recorded,
     add,
     compose_by,
@@ -21,15 +27,9 @@ from personality.changes import (
     tag,
     untag,
 )
-from personality.history import History
-from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError, UsageError
-from personality.manifests.names import VectorLabel
-from personality.manifests.personality_record import Composition, LayerRange
-from personality.manifests.repository import Repository
-from personality.recipe import working_personality
-from personality.undoing import redo, undo
-from personality.vectors.tensors import tensor_bytes
-from personality.versions import composer_of
+from personality.versions.history import History
+from personality.versions.recipe import working_personality
+from personality.versions.undoing import redo, undo
 
 LISTENING = VectorLabel("listening")
 CONCISE = VectorLabel("concise")

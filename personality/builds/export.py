@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from personality.build import BuildRecord, write_build
-from personality.checkpoint_writer import DEFAULT_SHARD_BYTES, Progress
-from personality.comparison import Agreement, agreement, log_probabilities, probe_tokens
-from personality.history import History
+from personality.builds.build import BuildRecord, write_build
+from personality.builds.comparison import Agreement, agreement, log_probabilities, probe_tokens
+from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress
+from personality.composition.opening import base_of, composer_of
 from personality.manifests.atomic import write_bytes
 from personality.manifests.canonical import short
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
@@ -19,9 +19,9 @@ from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
 from personality.model import load_composed, load_model
-from personality.recipe import find_vector
 from personality.vectors.base import chat_template
-from personality.versions import base_of, composer_of
+from personality.versions.history import History
+from personality.versions.recipe import find_vector
 
 TARGETS = ("hf", "vllm")
 TOLERANCE = 1e-4

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from personality.layering import layered_names
+from personality.composition.layering import layered_names
+from personality.composition.weight_diff import weight_diff
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import LayerRange, Use
-from personality.weight_diff import weight_diff
 from tests.composition.conftest import Workshop, random_tensor
 
 SHAPES = {"model.embed_tokens.weight": (6, 4), "model.layers.0.w.weight": (4, 4), "model.layers.1.w.weight": (4, 4)}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from personality.composition.opening import base_of
 from personality.environment import tool_versions
+from personality.making.vector_records import record_vector
 from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.repository import Repository
-from personality.vector_records import record_vector
 from personality.vectors.adapter import is_adapter, store_adapter
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
-from personality.versions import base_of
 
 
 def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Manifest, bool, tuple[str, ...]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from personality.history import History
 from personality.manifests.atomic import abandoned
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
-from personality.recipe import RecipeChange, compare_recipes, working_personality
+from personality.versions.history import History
+from personality.versions.recipe import RecipeChange, compare_recipes, working_personality
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from personality.history import History
-from personality.layering import layered_names
+from personality.composition.layering import layered_names
 from personality.manifests import behavior_file, config
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
@@ -17,9 +16,17 @@ from personality.manifests.personality_record import Composition, LayerRange, Pe
 from personality.manifests.repository import Repository
 from personality.manifests.transaction import commit
 from personality.manifests.version import Version
-from personality.recipe import RecipeChange, compare_recipes, find_vector, use_vector, vector_label, working_personality
 from personality.vectors.base import locate
 from personality.vectors.checkpoint import Checkpoint
+from personality.versions.history import History
+from personality.versions.recipe import (
+    RecipeChange,
+    compare_recipes,
+    find_vector,
+    use_vector,
+    vector_label,
+    working_personality,
+)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from personality.build import BuildRecord
-from personality.comparison import greatest_ulps
-from personality.history import History
+from personality.builds.build import BuildRecord
+from personality.builds.comparison import greatest_ulps
+from personality.composition.opening import base_of, composer_of
 from personality.manifests.atomic import TEMPORARY_PREFIX
 from personality.manifests.errors import NotFoundError, PersonaError
 from personality.manifests.repository import Repository
@@ -18,7 +18,7 @@ from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import tensor_bytes
-from personality.versions import base_of, composer_of
+from personality.versions.history import History
 
 TOLERANCE_ULPS = 1
 """A rebuild on another machine may differ by so many units in the last place of the base's dtype."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from personality.changes import add, remove, restore, save, tag
-from personality.history import History
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError, UsageError
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
-from personality.recipe import working_personality
-from personality.state import repository_state
+from personality.versions.changes import add, remove, restore, save, tag
+from personality.versions.history import History
+from personality.versions.recipe import working_personality
+from personality.versions.state import repository_state
 
 Persona = Callable[..., tuple[int, str, str]]
 LISTENING = VectorLabel("listening")

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from personality.build import BuildRecord, build
-from personality.changes import add
-from personality.comparison import agreement, greatest_ulps, log_probabilities, probe_tokens
-from personality.history import History
+from personality.builds.build import BuildRecord, build
+from personality.builds.comparison import agreement, greatest_ulps, log_probabilities, probe_tokens
+from personality.builds.verify import verify_folder, verify_repository
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
-from personality.verify import verify_folder, verify_repository
+from personality.versions.changes import add
+from personality.versions.history import History
 from tests.conftest import fine_tuned, run_persona, tiny_checkpoint
 
 NORM = "model.norm.weight"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from personality.history import History
 from personality.manifests.errors import PersonaError
 from personality.manifests.operation import Operation
 from personality.manifests.repository import Repository
 from personality.manifests.transaction import inverse, replay, stacks
-from personality.recipe import working_personality
+from personality.versions.history import History
+from personality.versions.recipe import working_personality
 
 
 def undo(repository: Repository) -> Operation:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from personality.checkpoint_writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
+from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
+from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
 from personality.manifests.atomic import sync_folder, temporary_beside, write_bytes
 from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
-from personality.versions import composer_of
 
 
 class BuildRecord(Record):

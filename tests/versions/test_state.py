@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from personality.changes import add
 from personality.manifests.errors import CorruptError, NotFoundError
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
-from personality.state import repository_state
+from personality.versions.changes import add
+from personality.versions.state import repository_state
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from personality import model
-from personality.build import BuildRecord, build
-from personality.changes import add, remove
-from personality.export import export
-from personality.history import History
+from personality.builds.build import BuildRecord, build
+from personality.builds.export import export
+from personality.making.training_run import train_behavior
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
-from personality.training_run import train_behavior
 from personality.vectors.training.settings import make_settings
+from personality.versions.changes import add, remove
+from personality.versions.history import History
 from tests.conftest import fine_tuned, run_persona, tiny_config
 from tests.vectors.training.conftest import make_tokenizer
 
@@ -193,7 +193,7 @@ def test_an_export_that_does_not_reload_is_not_kept(
         path.write_bytes(data)
         return real(folder)
 
-    monkeypatch.setattr("personality.export.load_model", damaged)
+    monkeypatch.setattr("personality.builds.export.load_model", damaged)
     with pytest.raises(CorruptError, match="reloaded, is not the version: log-probabilities differ by up to") as caught:
         export(llama, History(llama).head(), "hf", tmp_path / "out")
     assert "nothing was kept" in caught.value.hint

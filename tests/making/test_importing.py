@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from personality.build import build
-from personality.changes import add, compose_by, remove
-from personality.export import export
-from personality.history import History
-from personality.importing import import_vector
+from personality.builds.build import build
+from personality.builds.export import export
+from personality.making.importing import import_vector
 from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError, PersonaError, UsageError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, LayerRange
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
+from personality.versions.changes import add, compose_by, remove
+from personality.versions.history import History
 from tests.conftest import ARCHITECTURES, fine_tuned, run_persona, tiny_checkpoint
 
 

@@ -1,0 +1,1 @@
+"""How vectors come to be: training runs, imports, and their manifests."""

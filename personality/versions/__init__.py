@@ -1,0 +1,1 @@
+"""What a repository's versions are and how they change: recipe, history, changes, undo, state."""
