@@ -185,10 +185,11 @@ def composition(benches: Sequence[Bench], lr: float) -> None:
 
 def doses(bench: Bench, lr: float) -> None:
     """One scale from -1 to 1.5, and the old habit subtracted."""
-    bench.train("dose", "listening", lr=lr)
+    name = f"listening-{lr * 1e3:g}"
+    bench.train(name, "listening", lr=lr)
     columns = ["scale", "P(accept)", "accepts", "pushes back", "general"]
     title = f"Dose of one scale (`listening`, ORPO 200 + 50, lr {lr:g})"
-    show(title, columns, [_dose(bench, "dose", scale) for scale in DOSES])
+    show(title, columns, [_dose(bench, name, scale) for scale in DOSES])
     bench.train("habit", "deflecting", lr=1.5e-3, batch_size=10)
     title = "The old habit, trained as `deflecting` and subtracted"
     show(title, columns, [_dose(bench, "habit", scale) for scale in (0.0, -0.2, -0.4, -0.6, -0.8, -1.0)])

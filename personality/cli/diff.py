@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from personality.manifests.evaluation import Figure
 
 _DIFFERENT = 3
+P_MEANS = "P: probability of opening the reply the wanted way, where a probe declares its openings"
 
 
 @examples(
@@ -66,6 +67,7 @@ def diff(
                 ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P", ""],
                 effect_rows(effects),
             )
+            out.note(P_MEANS)
 
     data: dict[str, Any] = {
         "before": old.id,

@@ -44,9 +44,9 @@ class Output:
         """A line of the result; square brackets are text, not markup."""
         self._out.print(Text(text, style=style or ""), soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """A table; columns whose header begins with `>` are right-aligned."""
-        table = Table(box=None, pad_edge=False, title=title or None, title_justify="left", header_style="bold")
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; columns whose header begins with `>` are right-aligned, and empty headers make no line."""
+        table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="bold")
         for column in columns:
             right = column.startswith(">")
             table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")

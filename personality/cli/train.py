@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from personality.cli.diff import P_MEANS
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.manifests.errors import UsageError
@@ -107,6 +108,7 @@ def train(
         )
         if manifest.measures:
             out.table(["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, "  "))
+            out.note(P_MEANS)
         out.note(f"next: persona add {behavior} --scale 0.8")
 
     out.result(

@@ -100,7 +100,7 @@ class Repository:
         """Every behavior's file, by name, sorted."""
         found = {}
         for path in _records(self.root / "behaviors", "*.toml"):
-            name = check_behavior_name(path.stem)
+            name = _behavior_of(path)
             relative = f"behaviors/{path.name}"
             found[name] = BehaviorFile.from_text(self.text(relative) or "", relative)
         return found
@@ -158,3 +158,11 @@ class Repository:
 def _records(folder: Path, pattern: str) -> list[Path]:
     """Finished files, sorted by name; what an interrupted write left is passed over."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY_PREFIX))
+
+
+def _behavior_of(path: Path) -> str:
+    """The behavior that a file is named after."""
+    try:
+        return check_behavior_name(path.stem)
+    except PersonaError as error:
+        raise CorruptError(f"behaviors/{path.name} is not named after a behavior", f"rename it: {error.hint}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from personality.manifests.base_identity import BaseIdentity
-from personality.manifests.errors import CorruptError, NotFoundError, PersonaError, UsageError
+from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
 from personality.versions.changes import initialize
@@ -98,7 +98,7 @@ def test_text_that_is_not_utf8(repository: Repository) -> None:
 
 def test_a_file_that_cannot_be_a_behavior(repository: Repository) -> None:
     (repository.root / "behaviors/My Mood.toml").write_text("")
-    with pytest.raises(UsageError, match="`My Mood` cannot be a behavior's name"):
+    with pytest.raises(CorruptError, match=r"behaviors/My Mood\.toml is not named after a behavior"):
         repository.behaviors()
 
 
