@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,8 @@ def test_an_interrupted_training_leaves_the_repository_as_it_was(root: Path) -> 
         *("train", "warm", "--data", str(data), "--general", str(general), "--probe-rows", "0"),
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Whoever runs the tests in the background may have told all its children to ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     temporary = root / ".persona/tmp"
     deadline = time.monotonic() + 60
