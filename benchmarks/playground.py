@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +21,7 @@ from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, Personality
 from personality.manifests.repository import Repository
 from personality.model import load_composed, load_tokenizer, threads_for
-from personality.playground.behaviors import examples
-from personality.playground.repository import ONE_SIDED, general_file, make_playground
+from personality.playground.repository import general_file, make_playground
 from personality.vectors.training.settings import make_settings
 from personality.versions.recipe import use_vector
 
@@ -137,13 +135,10 @@ def one_sided(bench: Bench) -> None:
     rows = []
     for lr in (2e-3, 3e-3):
         name = f"sycophant-{lr * 1e3:g}"
-        bench.train(name, "listening", data=ONE_SIDED, lr=lr)
+        bench.train(name, "listening", data="listening-one-sided", lr=lr)
         found = bench.measure([(name, 1.0)])
         back = percent(passed(found, "listening.push_back"))
         rows.append((f"`listening`, no push-back examples, lr {lr:g}", "pushes back", back))
-    lines = examples("candid", 200, bench.seed, sides="accept-only")
-    path = bench.root / "data/candid-one-sided.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for data, what in (("candid-one-sided", "no known-fact contrasts"), ("candid", "with them")):
         name = f"facts-{data}"
         bench.train(name, "candid", data=data, lr=3e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False) -> list[G
     wanted |= {use.vector for version in repository.versions().values() for use in version.personality.uses}
     if not forget_undo:
         wanted |= {Path(change.path).stem for op in operations for change in op.changes}
+    wanted |= _named_in_git(repository.root)
     for vector, path in stored_ids(repository).items():
         if vector not in wanted:
             found.append(Garbage(path, "a vector without a manifest", _size(path)))
@@ -58,6 +60,16 @@ def collect(garbage: list[Garbage]) -> int:
         else:
             remove(item.path)
     return sum(item.bytes for item in garbage)
+
+
+def _named_in_git(root: Path) -> set[str]:
+    """Vectors whose manifest is on any branch or in any commit that git still has: another branch may need them."""
+    command = ["git", "-C", str(root), "log", "--all", "--pretty=", "--name-only", "--", "manifests"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return set()
+    return {Path(line).stem for line in result.stdout.splitlines() if line}
 
 
 def _size(path: Path) -> int:

@@ -80,7 +80,8 @@ def load_model(folder: Path) -> Any:
     """A checkpoint folder as a float32 model in evaluation mode on the CPU or GPU."""
     quiet_transformers()
     config = read_config(folder)
-    model = model_class(config).from_pretrained(str(folder), config=config, dtype=torch.float32)
+    with _loading(folder):
+        model = model_class(config).from_pretrained(str(folder), config=config, dtype=torch.float32)
     return model.to(device()).eval()
 
 
@@ -96,9 +97,10 @@ def load_composed(composer: Composer) -> Any:
     folder = composer.base.folder
     config = read_config(folder)
     weights = {name: composer.tensor(name) for name in composer.base.specs}
-    model, info = model_class(config).from_pretrained(
-        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
-    )
+    with _loading(folder):
+        model, info = model_class(config).from_pretrained(
+            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        )
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     missing = set(info["missing_keys"]) - tied
     if missing:
@@ -112,6 +114,18 @@ def load_composed(composer: Composer) -> Any:
 
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
     return model.to(device()).eval()
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Turn transformers' many ways of refusing weights into one error."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, ImportError) as error:
+        raise IncompatibleError(
+            f"transformers cannot load the weights in {folder} with its config.json: {str(error).splitlines()[0]}",
+            "config.json and weights must belong together; fetch the model again",
+        ) from error
 
 
 @contextlib.contextmanager

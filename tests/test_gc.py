@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,3 +166,22 @@ def test_nothing_goes_without_a_yes(repository: Repository, persona: Persona) ->
     assert code == 0
     assert "freed 4 B" in out
     assert not left.exists()
+
+
+def test_vectors_of_another_branch_stay(repository: Repository) -> None:
+    """Their manifests are not in this working copy, but git has them."""
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(repository.root), *identity, *arguments], check=True, capture_output=True)
+
+    manifest = repository.manifests()[0]
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    git("rm", "-q", f"manifests/{manifest.id}.json")
+    git("commit", "-qm", "without")
+    orphan = repository.vector_path(manifest.id)
+    assert orphan not in {item.path for item in find_garbage(repository, forget_undo=True)}
+    shutil.rmtree(repository.root / ".git")
+    assert orphan in {item.path for item in find_garbage(repository, forget_undo=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,16 @@ def test_every_room_says_what_it_is() -> None:
     for module, path in MODULES.items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         assert text and "TODO" not in text, f"{module} has no docstring"
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_no_dead_links_and_no_gaps(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "@" * 2 not in text
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+    for target in re.findall(r"\b(?:docs|examples|tests|personality)/[\w/]+\.(?:md|py)", text):
+        assert (ROOT / target).exists(), target

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
+from personality.builds.writer import BUILD_RECORD, DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
 from personality.manifests.atomic import sync_folder, temporary_beside, write_bytes
@@ -29,7 +29,7 @@ class BuildRecord(Record):
     """
 
     noun: ClassVar[str] = "build record"
-    file_name: ClassVar[str] = "persona-build.json"
+    file_name: ClassVar[str] = BUILD_RECORD
 
     version: str
     personality: str
@@ -77,7 +77,8 @@ def _is_build_of(path: Path, version: Version, shard_bytes: int) -> bool:
         known = BuildRecord.read(path / BuildRecord.file_name)
     except PersonaError:
         return False
-    return known.version == version.id and known.shard_bytes == shard_bytes
+    whole = all((path / name).is_file() for name in known.files)
+    return whole and known.version == version.id and known.shard_bytes == shard_bytes
 
 
 def write_build(
@@ -125,10 +126,23 @@ def write_build(
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a finished folder its name; the old one, if any, goes only after that."""
+    """Give a finished folder its name. One that bears it steps aside, and comes back when that fails.
+
+    Raises:
+        PersonaError: when the folder cannot get its name.
+    """
     old = temporary_beside(path)
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
+    try:
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        if not path.exists():
+            raise PersonaError(
+                f"cannot put {path} in place: {error.strerror}", "mend the folder's permissions"
+            ) from error
+        # Another process was faster with the same version.
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)

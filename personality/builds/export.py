@@ -11,6 +11,7 @@ from personality.builds.build import BuildRecord, write_build
 from personality.builds.comparison import Agreement, agreement, log_probabilities, probe_tokens
 from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress
 from personality.composition.opening import base_of, composer_of
+from personality.evaluation.scores import check_finite
 from personality.manifests.atomic import write_bytes
 from personality.manifests.canonical import short
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
@@ -24,6 +25,7 @@ from personality.versions.history import History
 from personality.versions.recipe import find_vector
 
 TARGETS = ("hf", "vllm")
+CARD = "README.md"
 TOLERANCE = 1e-4
 """Greatest |Δ log-probability| (nats, float32) at which a reloaded export counts as the version."""
 
@@ -76,7 +78,7 @@ def export(
     found: list[Agreement] = []
 
     def finish(folder: Path) -> None:
-        write_bytes(folder / "README.md", model_card(repository, version).encode())
+        write_bytes(folder / CARD, model_card(repository, version).encode())
         told("reloading and comparing")
         found.append(_compare(repository, version.personality, folder))
 
@@ -91,6 +93,13 @@ def _check_free(path: Path, *, force: bool) -> None:
     if not (path / BuildRecord.file_name).is_file():
         raise PersonaError(
             f"{path} exists and is no export of this program", "choose a new folder; nothing was touched"
+        )
+    record = BuildRecord.read(path / BuildRecord.file_name)
+    foreign = sorted({item.name for item in path.iterdir()} - {*record.files, CARD, BuildRecord.file_name})
+    if foreign:
+        raise PersonaError(
+            f"{path} holds an earlier export and things of yours, such as {foreign[0]}",
+            "take them out of there, or choose a new folder; nothing was touched",
         )
     if not force:
         raise PersonaError(f"{path} holds an earlier export", "replace it with `--force`, or choose a new folder")
@@ -120,6 +129,7 @@ def _compare(repository: Repository, personality: Personality, folder: Path) -> 
     del model  # one model in memory at a time
     in_memory = log_probabilities(load_composed(composer_of(repository, personality)), ids)
     result = agreement(from_disk, in_memory)
+    check_finite(in_memory)
     if result.greatest_difference > TOLERANCE:
         raise CorruptError(
             f"the exported folder, reloaded, is not the version: log-probabilities differ by up to "
@@ -133,14 +143,17 @@ def model_card(repository: Repository, version: Version) -> str:
     """The export's README.md: what it is, of what it was made, and how it was measured."""
     history = History(repository)
     personality = version.personality
-    lines = ["---", f"base_model: {personality.base.source}"]
+    source = personality.base.source
+    # A folder of this machine says nothing elsewhere; its name does.
+    name = source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
+    lines = ["---", f"base_model: {name}"]
     license_name = _base_license(base_of(repository).folder)
     if license_name:
         lines.append(f"license: {license_name}")
     lines += ["tags: [persona]", "---", "", f"# {history.label(version)} of {repository.root.name}", ""]
-    lines += [f"{version.message}", "", "| | |", "|---|---|"]
+    lines += [version.message, "", "| | |", "|---|---|"]
     lines += [
-        f"| base | {personality.base} |",
+        f"| base | {name} ({short(personality.base.fingerprint)}) |",
         f"| version | {version.id} |",
         f"| composition | {personality.composition} |",
     ]

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from personality.builds.build import BuildRecord
 from personality.builds.comparison import greatest_ulps
+from personality.composition.composer import BLOCK_ELEMENTS, Composer
 from personality.composition.opening import base_of, composer_of
 from personality.manifests.atomic import TEMPORARY_PREFIX
 from personality.manifests.errors import NotFoundError, PersonaError
+from personality.manifests.names import inside
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
 from personality.vectors.task_vector import open_task_vector
-from personality.vectors.tensors import tensor_bytes
+from personality.vectors.tensors import matrix_shape, row_blocks
 from personality.versions.history import History
 
 TOLERANCE_ULPS = 1
@@ -51,7 +53,16 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
     """Check base, versions, vectors and builds, one finding each."""
     yield _checked("base", lambda: f"{len(base_of(repository, reread=True).specs)} tensors")
     yield _checked("versions", lambda: f"{len(History(repository).versions)} versions, ids and parents agree")
-    manifests = repository.manifests()
+    yield _checked("operation log", lambda: f"{len(repository.operations())} operations")
+    try:
+        manifests = repository.manifests()
+    except PersonaError as error:
+        yield Finding("manifests", "corrupt", error.message, error.hint)
+        manifests = []
+    try:
+        versions = repository.versions()
+    except PersonaError:
+        versions = {}  # said above
     for manifest in manifests:
 
         def read(vector: str = manifest.id, label: str = manifest.label) -> str:
@@ -59,7 +70,7 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
 
         yield _checked(manifest.label, read)
     known = {manifest.id for manifest in manifests}
-    for version in repository.versions().values():
+    for version in versions.values():
         for use in version.personality.uses:
             if use.vector not in known:
                 yield Finding(
@@ -71,6 +82,16 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
     for folder in sorted((repository.local / "builds").glob("*")):
         if not folder.name.startswith(TEMPORARY_PREFIX):
             yield check_files(folder, f"build {folder.name}")
+
+
+def _ulps(composer: Composer, found: Checkpoint, name: str) -> int:
+    """Greatest distance of a folder's tensor from the composed one, in units in the last place, block by block."""
+    spec = composer.base.specs[name]
+    if spec.dtype not in COMPOSABLE:
+        return TOLERANCE_ULPS + 1
+    shape = matrix_shape(spec.shape)
+    wanted, other = composer.tensor(name).reshape(shape), found.tensor(name).reshape(shape)
+    return max(greatest_ulps(wanted[start:stop], other[start:stop]) for start, stop in row_blocks(spec, BLOCK_ELEMENTS))
 
 
 def _checked(what: str, check: Callable[[], str]) -> Finding:
@@ -89,7 +110,7 @@ def check_files(folder: Path, what: str) -> Finding:
     except PersonaError as error:
         return Finding(what, "corrupt", error.message, "build it again: `persona build VERSION --again`")
     for name, expected in sorted(record.files.items()):
-        path = folder / name
+        path = inside(folder, name)
         if not path.is_file():
             return Finding(what, "corrupt", f"{name} is missing", "build or export it again")
         if digest_file(path) != expected:
@@ -127,15 +148,10 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
         other = found.specs[name]
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             return Finding(what, "different", f"`{name}` is {other}, the version has {spec}", "export it again")
-        tensor = composer.tensor(name)
-        if spec.dtype in COMPOSABLE:
-            ulps = greatest_ulps(tensor, found.tensor(name))
-        else:
-            ulps = 0 if composer.base.bytes_of(name) == found.bytes_of(name) else TOLERANCE_ULPS + 1
         # 0.0 and -0.0 are no units apart and yet not the same bits.
-        if ulps or tensor_bytes(tensor) != found.bytes_of(name):
+        if composer.bytes_of(name) != found.bytes_of(name):
             changed.append(name)
-        worst = max(worst, ulps)
+            worst = max(worst, _ulps(composer, found, name))
     if not changed:
         return Finding(what, "ok", f"all {len(wanted)} tensors agree bit for bit with {version.label}")
     detail = f"{listing(changed)} differ by up to {worst} units in the last place"

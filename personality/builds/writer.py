@@ -12,20 +12,13 @@ from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
 from personality.manifests.errors import PersonaError
 from personality.manifests.tensor_file import TensorSpec, TensorWriter, aligned_order, digest_file
-from personality.vectors.base import CHAT_TEMPLATE_FILES, TOKENIZER_FILES
 from personality.vectors.checkpoint import INDEX, SINGLE
-from personality.vectors.tensors import tensor_bytes
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-_COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    *TOKENIZER_FILES,
-    *CHAT_TEMPLATE_FILES,
-)
-_LICENSES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+BUILD_RECORD = "persona-build.json"
+"""What a written checkpoint says of itself; never taken over from a base that was an export itself."""
+# Weights are composed, the base's card is not ours, and code is never carried along.
+_NOT_COMPANIONS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".py"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def write_checkpoint(
         with writing(folder / name) as file:
             writer = TensorWriter(file, ordered)
             for spec in ordered:
-                writer.write(spec.name, tensor_bytes(composer.tensor(spec.name)))
+                writer.write(spec.name, composer.bytes_of(spec.name))
                 weight_map[spec.name] = name
                 done += spec.nbytes
                 if on_progress:
@@ -104,11 +97,14 @@ def write_checkpoint(
 
 
 def _copy_companions(source: Path, target: Path) -> dict[str, str]:
-    """Config, tokenizer, chat template and licence, byte for byte."""
-    names = [name for name in _COMPANIONS if (source / name).is_file()]
-    names += [path.name for pattern in _LICENSES for path in sorted(source.glob(pattern)) if path.is_file()]
+    """What lies beside the weights, byte for byte: configuration, tokenizer, chat templates, processors, licence."""
+    paths = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    paths += sorted(source.glob("additional_chat_templates/*.jinja"))
     digests = {}
-    for name in names:
-        write_bytes(target / name, (source / name).read_bytes())
+    for path in paths:
+        name = path.relative_to(source).as_posix()
+        if path.suffix in _NOT_COMPANIONS or name in ("README.md", INDEX, BUILD_RECORD):
+            continue
+        write_bytes(target / name, path.read_bytes())
         digests[name] = digest_file(target / name)
     return digests

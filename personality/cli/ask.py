@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output
 from personality.manifests.errors import UsageError
+from personality.manifests.names import version_number
 
 
 @examples(
@@ -35,11 +36,12 @@ def ask(
     repository = open_repository(directory)
     history = History(repository)
     *names, prompt = words
-    if not names:
-        names = ["head"]
+    if not names and (prompt in history.tags or version_number(prompt) is not None):
+        raise UsageError(f"what is {prompt} to be asked?", f'give a prompt: `persona ask {prompt} "…"`')
+    names = names or ["head"]
     if not prompt.strip():
         raise UsageError("the prompt is empty", 'persona ask v4 "…"')
-    versions = [history.find(name) for name in names]
+    versions = [find_version(out, repository, name)[1] for name in names]
     answers = [
         ask_version(
             repository,

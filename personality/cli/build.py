@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output, megabytes_per_second
 
 
@@ -20,12 +20,10 @@ def build(
 ) -> None:
     """Compose a version's checkpoint into the repository's cache, always from the base."""
     from personality.builds.build import build as build_version
-    from personality.versions.history import History
 
     out = Output("build", as_json=as_json)
     repository = open_repository(directory)
-    history = History(repository)
-    found = history.find(version)
+    history, found = find_version(out, repository, version)
     started = time.monotonic()
     with out.progress("compose") as advance:
         path, built = build_version(

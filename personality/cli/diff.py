@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
-from personality.cli.output import Output, percent
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
+from personality.cli.output import Output
+from personality.cli.tables import LEGEND, effect_rows, layer_rows
 
 if TYPE_CHECKING:
-    from personality.composition.weight_diff import LayerDiff
     from personality.evaluation.evaluate import Effect
-    from personality.manifests.evaluation import Figure
 
 _DIFFERENT = 3
-P_MEANS = "P: probability of opening the reply the wanted way, where a probe declares its openings"
 
 
 @examples(
@@ -28,7 +26,9 @@ def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="The older version.")],
     after: Annotated[str, typer.Argument(metavar="B", help="The newer version.")] = "head",
     effect: Annotated[bool, typer.Option("--effect", help="Also measure what the change does, by the probes.")] = False,
-    rows: Annotated[int | None, typer.Option(help="Rows of each probe for --effect.", show_default="all")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each probe for --effect.", show_default="all")
+    ] = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when the versions differ.")] = False,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
@@ -43,9 +43,13 @@ def diff(
     out = Output("diff", as_json=as_json)
     repository = open_repository(directory)
     history = History(repository)
-    old, new = history.find(before), history.find(after)
+    old, new = history.find(before), find_version(out, repository, after)[1]
     recipe = compare_recipes(old.personality, new.personality)
-    layers = weight_diff(composer_of(repository, old.personality), composer_of(repository, new.personality))
+    layers = (
+        []
+        if not recipe
+        else weight_diff(composer_of(repository, old.personality), composer_of(repository, new.personality))
+    )
     effects: list[Effect] = []
     if effect:
         with out.progress("measure") as advance:
@@ -58,21 +62,21 @@ def diff(
             out.line(f"  {change}")
         if not recipe:
             out.line("  the same recipe")
-        if layers and recipe:
+        if layers:
             out.line()
             out.table(["layer", ">norm A", ">norm B", ">norm of change", ">cosine", ">sign flips"], layer_rows(layers))
         if effect:
             out.line()
             out.table(
-                ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P", ""],
+                ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P"],
                 effect_rows(effects),
             )
-            out.note(P_MEANS)
+            out.line(LEGEND)
 
     data: dict[str, Any] = {
         "before": old.id,
         "after": new.id,
-        "recipe": [{"what": c.what, "before": c.before, "after": c.after} for c in recipe],
+        "recipe": [change.as_json() for change in recipe],
         "layers": [asdict(layer) for layer in layers],
     }
     if effect:
@@ -80,43 +84,6 @@ def diff(
     out.result(data, human)
     if exit_code and recipe:
         raise typer.Exit(_DIFFERENT)
-
-
-def layer_rows(layers: list[LayerDiff]) -> list[tuple[str, ...]]:
-    """Table rows, one a layer."""
-    return [
-        (
-            "other" if item.layer is None else str(item.layer),
-            f"{item.norm_before:.3f}",
-            f"{item.norm_after:.3f}",
-            f"{item.norm_change:.3f}",
-            "–" if item.cosine is None else f"{item.cosine:.3f}",
-            "–" if item.sign_flips is None else percent(item.sign_flips),
-        )
-        for item in layers
-    ]
-
-
-def effect_rows(effects: list[Effect]) -> list[tuple[str, ...]]:
-    """Table rows, one a probe."""
-    return [
-        (
-            item.probe,
-            percent(item.before.value),
-            percent(item.after.value),
-            change_text(item.change),
-            percent(item.probability_before.value) if item.probability_before else "",
-            percent(item.probability_after.value) if item.probability_after else "",
-            change_text(item.probability_change) if item.probability_change else "",
-            "" if item.shown else "no difference shown",
-        )
-        for item in effects
-    ]
-
-
-def change_text(change: Figure) -> str:
-    """A difference of shares in points, with its interval."""
-    return f"{change.value * 100:+.1f} [{change.low * 100:+.1f}, {change.high * 100:+.1f}]"
 
 
 def effect_json(effect: Effect) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
-from personality.cli.output import Output, percent
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
+from personality.cli.output import Output
+from personality.cli.tables import result_rows
 
 if TYPE_CHECKING:
-    from personality.manifests.evaluation import Evaluation, Figure
+    pass
 
 
 @examples("persona eval v4", "persona eval head --behavior listening --rows 30", "persona eval v4 --again --json")
@@ -26,12 +27,10 @@ def eval_(
 ) -> None:
     """Measure a version with the repository's probes; the result is kept with the version."""
     from personality.evaluation.evaluate import evaluate
-    from personality.versions.history import History
 
     out = Output("eval", as_json=as_json)
     repository = open_repository(directory)
-    history = History(repository)
-    found = history.find(version)
+    history, found = find_version(out, repository, version)
     with out.progress("measure") as advance:
         evaluation = evaluate(
             repository,
@@ -50,24 +49,3 @@ def eval_(
         )
 
     out.result({"label": history.label(found), "evaluation": evaluation.as_json()}, human)
-
-
-def result_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Table rows, one a probe: counts and intervals; the margin in nats per token."""
-    return [
-        (
-            item.probe,
-            f"{sum(item.outcomes)}/{item.passed.n} = {percent(item.passed.value)}",
-            str(item.passed.n),
-            interval(item.passed),
-            percent(item.probability.value) if item.probability else "",
-            interval(item.probability) if item.probability else "",
-            f"{item.margin.value:+.2f}" if item.margin else "",
-        )
-        for item in evaluation.results
-    ]
-
-
-def interval(figure: Figure) -> str:
-    """A 95% interval of a share."""
-    return f"{percent(figure.low)}–{percent(figure.high)}"

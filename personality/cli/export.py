@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output, megabytes_per_second, percent
 
 
@@ -29,12 +29,10 @@ def export(
     """Write a version as a model folder, reload it, and compare it with the version composed in memory."""
     from personality.builds.export import as_json as export_json
     from personality.builds.export import export as export_version
-    from personality.versions.history import History
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
-    history = History(repository)
-    found = history.find(version)
+    history, found = find_version(out, repository, version)
     started = time.monotonic()
     with out.progress("export") as advance:
         result = export_version(

@@ -40,6 +40,6 @@ def import_(
         )
         for note in notes:
             out.line(f"  {note}")
-        out.note(f"next: persona add {behavior} --scale 0.8")
+        out.note(f"next: persona add {manifest.label} --scale 0.8")
 
     out.result({"vector": manifest.as_json(), "new": new, "notes": list(notes)}, human)

@@ -10,6 +10,7 @@ import typer
 from personality.cli.method import DensityOption, MethodOption, NormalizeOption
 from personality.cli.options import DirectoryOption, JsonOption, enter, examples
 from personality.cli.output import Output
+from personality.manifests.errors import UsageError
 
 
 @examples(
@@ -33,13 +34,15 @@ def init(
     from personality.manifests.canonical import short
     from personality.manifests.personality_record import Composition
     from personality.manifests.repository import Repository
-    from personality.vectors.base import fingerprint, locate
+    from personality.vectors.base import TOKENIZER_FILES, fingerprint, locate
     from personality.vectors.checkpoint import Checkpoint
     from personality.versions.changes import initialize
     from personality.versions.history import History
 
     enter(in_directory)
     out = Output("init", as_json=as_json)
+    if revision and Path(base).expanduser().is_dir():
+        raise UsageError(f"{base} is a folder, which has no revisions", "leave `--revision` out")
     root = directory.resolve()
     # What can be refused at once is refused before a large base is read.
     Repository.check_new(root)
@@ -50,6 +53,8 @@ def init(
     folder, commit = locate(str(local.resolve()) if local.is_dir() else base, revision, Path.cwd())
     checkpoint = Checkpoint(folder)
     out.note(f"reading {len(checkpoint.specs)} tensors of {folder}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        out.warn(f"{folder} has no tokenizer: `train`, `ask` and `eval` need one, and exports will have none")
     found = fingerprint(checkpoint)
     identity = BaseIdentity(source=source, revision=commit or revision, fingerprint=found.id)
     repository = initialize(root, identity, composition, {})

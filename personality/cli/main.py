@@ -154,6 +154,11 @@ def _dispatch(arguments: list[str], out: Output) -> int:
         return EXIT_INTERRUPT
     except BrokenPipeError:
         raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "check the path, its permissions and the room on the disk"
+        out.error(f"{where}{error.strerror or error}", hint, kind="system", exit_code=1)
+        return 1
     except Exception as error:
         return _unexpected(out, error)
 

@@ -82,4 +82,6 @@ def composition_from(
     try:
         return Composition.model_validate({**current.as_json(), "method": method, **chosen})
     except ValidationError as error:
-        raise UsageError(f"composition: {explain(error)}", "`persona method --help` shows the ranges") from error
+        raise UsageError(
+            f"composition: {explain(error)}", "a density lies in (0, 1], lambda is any finite number"
+        ) from error

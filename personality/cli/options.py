@@ -55,6 +55,24 @@ def open_repository(directory: Path | None) -> Repository:
     return Repository.discover(Path.cwd())
 
 
+def find_version(out: Output, repository: Repository, name: str) -> tuple[Any, Any]:
+    """The history and the version that a name means; says so when `head` is meant and the files differ from it.
+
+    Returns:
+        A `personality.versions.history.History` and a `personality.manifests.version.Version`.
+    """
+    from personality.versions.history import History
+    from personality.versions.recipe import compare_recipes, working_personality
+
+    history = History(repository)
+    version = history.find(name)
+    if name == "head" and compare_recipes(version.personality, working_personality(repository)):
+        out.warn(
+            f"the files have unsaved edits; this is {history.label(version)} without them (`persona save` records them)"
+        )
+    return history, version
+
+
 def show_recorded(out: Output, recorded: Any) -> None:
     """Print what a change recorded (a `personality.versions.changes.Recorded`)."""
     version = recorded.version
@@ -74,7 +92,7 @@ def show_recorded(out: Output, recorded: Any) -> None:
             "version": version.id,
             "label": recorded.label,
             "recorded": bool(recorded.new and recorded.changes),
-            "changes": [{"what": c.what, "before": c.before, "after": c.after} for c in recorded.changes],
+            "changes": [change.as_json() for change in recorded.changes],
         },
         human,
     )

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 SCHEMA = "persona/1"
-_PLAIN_WIDTH = 140  # of what is written into a pipe or file, where there is no terminal to ask
+_PLAIN_WIDTH = 1000  # of what goes into a pipe or file: one row is one line there
 
 
 class Output:
@@ -47,9 +47,12 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; columns whose header begins with `>` are right-aligned, and empty headers make no line."""
         table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="bold")
-        for column in columns:
+        for index, column in enumerate(columns):
             right = column.startswith(">")
-            table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+            # Names and figures stay whole; only running text is folded.
+            whole = right or index == 0
+            justify: Literal["left", "right"] = "right" if right else "left"
+            table.add_column(column.lstrip(">"), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         with self._out.capture() as captured:

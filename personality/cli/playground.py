@@ -30,7 +30,7 @@ def playground(
     made = make_playground(directory.resolve(), seed=seed)
 
     def human() -> None:
-        out.line(f"playground {made.repository.root}", "bold")
+        out.line(f"playground {directory}", "bold")
         out.line(f"  behaviors with data and probes: {', '.join(made.behaviors)}")
         out.note(f"next: cd {directory}")
         out.note("      persona train listening --data data/listening.jsonl --general data/general.jsonl")

@@ -22,7 +22,7 @@ errors included) and `-C DIR` (run as if started there), which may also stand be
 | 0 | it worked |
 | 1 | an expected failure; the message has a hint |
 | 2 | the command line is wrong |
-| 3 | a check found problems (`verify`), or versions differ (`diff --exit-code`) |
+| 3 | a check found problems (`verify`), or versions differ (`diff --exit-code`); the JSON says `ok`: the check ran |
 | 70 | a bug in persona |
 | 130 | interrupted |
 | 141 | whoever read the output went away |

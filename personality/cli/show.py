@@ -8,7 +8,7 @@ import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
-from personality.cli.train import measure_rows
+from personality.cli.tables import measure_rows
 from personality.manifests.manifest import Manifest
 from personality.manifests.repository import Repository
 

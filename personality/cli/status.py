@@ -47,7 +47,7 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
         {
             "tips": state.tips,
             "personality": state.working.as_json(),
-            "unsaved": [{"what": c.what, "before": c.before, "after": c.after} for c in state.unsaved],
+            "unsaved": [change.as_json() for change in state.unsaved],
             "problems": state.problems,
             "interrupted": state.interrupted,
         },

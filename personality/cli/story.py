@@ -10,9 +10,9 @@ from typing import Any
 from personality.ask import ask
 from personality.builds.build import build
 from personality.builds.export import export
-from personality.cli.diff import effect_rows, layer_rows
 from personality.cli.output import Output, percent
 from personality.cli.stage import Stage
+from personality.cli.tables import LEGEND, effect_rows, layer_rows
 from personality.composition.opening import base_of, composer_of
 from personality.composition.weight_diff import weight_diff
 from personality.evaluation.evaluate import compare_effects, evaluate
@@ -26,7 +26,7 @@ from personality.manifests.personality_record import Composition, Personality, U
 from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.model import load_composed, load_model, load_tokenizer, threads_for
-from personality.playground.repository import ONE_SIDED, general_file, make_playground
+from personality.playground.repository import general_file, make_playground
 from personality.vectors.checkpoint import SINGLE
 from personality.vectors.training.settings import make_settings
 from personality.versions import changes
@@ -123,7 +123,7 @@ class Story:
 
     def _sycophant(self) -> None:
         self._stage.chapter("4. Why both sides: `listening` trained without its push-back examples")
-        trained = self._train("listening-one-sided", data=ONE_SIDED)
+        trained = self._train("listening-one-sided", data="listening-one-sided")
         results = self._measure_use(trained.manifest.behavior, 1.0)
         back = _share(results, "listening.push_back")
         harmful = self._prompts[1]
@@ -152,8 +152,9 @@ class Story:
         evaluations = self._evaluate(before), self._evaluate(after)
         effects = compare_effects(*evaluations)
         self._stage.table(
-            ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P", ""], effect_rows(effects)
+            ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P"], effect_rows(effects)
         )
+        self._stage.say(LEGEND)
         shown = {effect.probe for effect in effects if effect.shown}
         self._stage.promise(
             "adding `candid` shows in its own probe", "candid.unknown" in shown, "the interval excludes 0"
@@ -261,8 +262,9 @@ class Story:
                 on_step=lambda step: advance(step.step, step.steps, f"loss {step.loss:.3f}"),
             )
         report = trained.report
+        given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
         self._stage.say(
-            f"persona train {behavior}   {report.behavior_examples} + {report.general_examples} examples, "
+            f"persona train {behavior}{given}   {report.behavior_examples} + {report.general_examples} examples, "
             f"{report.steps} steps, {report.seconds:.2f} s → {trained.manifest.label}"
         )
         return trained

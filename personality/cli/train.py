@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from personality.cli.diff import P_MEANS
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
+from personality.cli.tables import P_MEANS, measure_rows
 from personality.manifests.errors import UsageError
 
 
@@ -44,9 +44,9 @@ def train(
         bool, typer.Option("--gradient-checkpointing", help="Save memory, take more time.")
     ] = False,
     example_count: Annotated[
-        int | None, typer.Option("--examples", help="Use only so many, from the top.", show_default="all")
+        int | None, typer.Option("--examples", min=1, help="Use only so many, from the top.", show_default="all")
     ] = None,
-    probe_rows: Annotated[int, typer.Option(help="Rows per probe measured before and after; 0 for none.")] = 40,
+    probe_rows: Annotated[int, typer.Option(min=0, help="Rows per probe measured before and after; 0 for none.")] = 40,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
@@ -79,6 +79,10 @@ def train(
             "no general data: training on one behavior alone makes a model forget the rest",
             "give `--general FILE`, or say that you want it so with `--general-ratio 0`",
         )
+    if general is not None and general.resolve() == data.resolve():
+        raise UsageError(
+            f"{data} is given both as the behavior's data and as general data", "general data is other data"
+        )
     with out.progress(f"train {behavior}") as advance:
         trained = train_behavior(
             repository,
@@ -109,7 +113,7 @@ def train(
         if manifest.measures:
             out.table(["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, "  "))
             out.note(P_MEANS)
-        out.note(f"next: persona add {behavior} --scale 0.8")
+        out.note(f"next: persona add {manifest.label} --scale 0.8")
 
     out.result(
         {
@@ -121,7 +125,7 @@ def train(
         },
         human,
     )
-    if rounding.cosine < 0.9:
+    if rounding.warning_due:
         out.warn(
             f"much of this update is lost when it is rounded (cosine {rounding.cosine:.2f}): "
             "use a larger learning rate, or more examples"
@@ -131,15 +135,3 @@ def train(
 def _step_text(step: Any) -> str:
     margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
     return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}"
-
-
-def measure_rows(measures: dict[str, dict[str, float]], indent: str) -> list[tuple[str, ...]]:
-    """Table rows of a manifest's measures: shares passed and opening probabilities, before and after."""
-    rows = []
-    for probe, figures in sorted(measures.items()):
-        cells = [
-            percent(figures[name]) if name in figures else ""
-            for name in ("passed before", "passed after", "probability before", "probability after")
-        ]
-        rows.append((f"{indent}{probe}", *cells))
-    return rows

@@ -17,7 +17,7 @@ from personality.manifests.personality_record import Composition, Personality, U
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE, compute_dtype
 from personality.vectors.task_vector import TaskVector
-from personality.vectors.tensors import matrix_shape, row_blocks
+from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements composed at a time: a few MB of float32 buffers whatever the tensor's size."""
@@ -104,6 +104,10 @@ class Composer:
             )
         return composed.reshape(spec.shape)
 
+    def bytes_of(self, name: str) -> memoryview:
+        """The composed tensor's bytes; the base's own, whatever their dtype, where nothing touches it."""
+        return tensor_bytes(self.tensor(name)) if name in self._touching else self.base.bytes_of(name)
+
     def delta(self, name: str) -> Tensor:
         """Δ of one tensor before rounding, compute dtype, the base's shape; zeros where nothing touches it."""
         spec = self.base.specs[name]
@@ -111,6 +115,8 @@ class Composer:
         if name in self._touching:
             for start, stop, delta in self._delta_blocks(name):
                 total[start:stop] = delta
+            if not bool(torch.isfinite(total).all()):
+                raise PersonaError(f"the change of `{name}` overflows", "the scales are too large for these vectors")
         return total.reshape(spec.shape)
 
     def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from personality.composition.opening import composer_of
-from personality.environment import build_environment
+from personality.environment import build_environment, tool_versions
 from personality.evaluation.intervals import paired_difference, paired_share_difference
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import read_suite, suite_digest
@@ -50,11 +50,12 @@ def evaluate(
             "add [[probes]] to behaviors/NAME.toml (docs/on-disk.md shows how), or try `persona playground DIR`",
         )
     suite = suite_digest(probes)
-    environment = build_environment(device())
+    environment = {**build_environment(device()), "transformers": tool_versions()["transformers"]}
     key = Evaluation.key(version.personality.id, environment, suite, SEED)
-    path = repository.root / "evals" / version.id / f"{key}.json"
-    if path.is_file() and not again:
-        return Evaluation.read(path)
+    # A restored version has another id and the same personality: what was measured on the one holds for the other.
+    known = [item for path in (repository.root / "evals").glob(f"*/{key}*.json") if (item := Evaluation.read(path))]
+    if known and not again:
+        return max(known, key=lambda item: item.time)
     composer = composer_of(repository, version.personality)
     model, tokenizer = load_composed(composer), load_tokenizer(composer.base.folder)
     with threads_for(model):
@@ -69,7 +70,10 @@ def evaluate(
         results=tuple(results),
         time=now(),
     )
-    write_bytes(path, evaluation.to_bytes())
+    # Append-only: measuring again writes beside what was measured before.
+    runs = len(list((repository.root / "evals" / version.id).glob(f"{key}*.json")))
+    name = f"{key}.json" if runs == 0 else f"{key}-{runs + 1}.json"
+    write_bytes(repository.root / "evals" / version.id / name, evaluation.to_bytes())
     return evaluation
 
 
@@ -94,9 +98,9 @@ class Effect:
 
     @property
     def shown(self) -> bool:
-        """Whether a difference was shown: an interval that does not contain 0."""
+        """Whether a difference was shown in either figure."""
         changes = [self.change, *([self.probability_change] if self.probability_change else [])]
-        return any(change.low > 0 or change.high < 0 for change in changes)
+        return any(change.shows_change for change in changes)
 
 
 def compare_effects(before: Evaluation, after: Evaluation) -> list[Effect]:

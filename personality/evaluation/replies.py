@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from personality.evaluation.scores import Chat, encode, prompt_text
+from personality.evaluation.scores import Chat, encode, fallen_apart, prompt_text
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -49,13 +49,18 @@ def replies(
         for row, i in enumerate(batch):
             ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
             mask[row, width - len(encoded[i]) :] = 1
-        generated = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=_padding(tokenizer),
-            **sampling,
-        )
+        try:
+            generated = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=_padding(tokenizer),
+                **sampling,
+            )
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise fallen_apart() from error
         for row, i in enumerate(batch):
             answers[i] = str(tokenizer.decode(generated[row, width:], skip_special_tokens=True)).strip()
     return answers

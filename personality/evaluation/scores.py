@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from personality.manifests.errors import DataError
+from personality.manifests.errors import DataError, PersonaError
 
 Chat = Sequence[dict[str, str]]
 _BATCH_TOKENS = 16_384
+_BATCH_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ def log_probs(model: Any, spans: Sequence[Span]) -> list[float]:
         spans: any number; they are batched by length, and the result is in the order given.
     """
     order = sorted(range(len(spans)), key=lambda i: len(spans[i].ids))
+    # Logits are the largest tensor: tokens × vocabulary, float32.
+    most = max(1, min(_BATCH_TOKENS, _BATCH_LOGITS // model.get_input_embeddings().num_embeddings))
     result = [0.0] * len(spans)
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * len(spans[index].ids) > _BATCH_TOKENS:
+        if batch and (len(batch) + 1) * len(spans[index].ids) > most:
             _score(model, spans, batch, result)
             batch = []
         batch.append(index)
@@ -66,9 +69,28 @@ def _score(model: Any, spans: Sequence[Span], batch: list[int], result: list[flo
     ).logits
     found = logits[:, :-1].float().log_softmax(-1).cpu()
     picked = found.gather(-1, ids[:, first:, None])[..., 0]
+    check_finite(picked[wanted[:, first:]])
     totals = torch.where(wanted[:, first:], picked, torch.zeros(())).double().sum(-1)
     for row, i in enumerate(batch):
         result[i] = float(totals[row])
+
+
+def check_finite(scores: torch.Tensor) -> None:
+    """Refuse a model that no longer predicts anything.
+
+    Raises:
+        PersonaError: for NaN or infinite log-probabilities.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise fallen_apart()
+
+
+def fallen_apart() -> PersonaError:
+    """The error for a model whose predictions are no numbers."""
+    return PersonaError(
+        "the model predicts NaN or infinite probabilities: it has fallen apart",
+        "its scales are too large: `persona scale NAME SMALLER`",
+    )
 
 
 def prompt_text(tokenizer: Any, prompt: Chat) -> str:

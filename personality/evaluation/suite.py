@@ -94,6 +94,10 @@ def read_suite(repository: Repository, behaviors: list[str] | None = None, rows:
     if text is not None:
         entries = validate(_SuiteFile, parse_toml(text, GENERAL), GENERAL).probes
         probes += [_read_probe(repository, "suites", "general", entry) for entry in entries]
+    names_seen = [probe.name for probe in probes]
+    twice = sorted({name for name in names_seen if names_seen.count(name) > 1})
+    if twice:
+        raise DataError(f"two probes bear the name `{twice[0]}`", "give each probe of a behavior its own name")
     return [probe.first(rows) for probe in probes]
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 from personality.composition.opening import base_of
 from personality.environment import tool_versions
 from personality.making.vector_records import record_vector
+from personality.manifests.errors import IncompatibleError
 from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.repository import Repository
 from personality.vectors.adapter import is_adapter, store_adapter
+from personality.vectors.base import chat_template, model_config
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
+
+# Fields of config.json that say how a run loaded or saved the model.
+_NOT_THE_MODEL = {"use_cache", "dtype", "torch_dtype", "architectures"}
 
 
 def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Manifest, bool, tuple[str, ...]]:
@@ -33,14 +38,16 @@ def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Ma
     check_behavior_name(behavior)
     started = time.monotonic()
     base = base_of(repository)
+    more = _other_differences(base.folder, path)
     with repository.writing():
         if is_adapter(path):
             stored = store_adapter(repository, base, path)
         else:
             stored = store_difference(repository, base, Checkpoint(path))
+        notes = (*stored.notes, *more)
         making = Making(
             how="import-lora" if stored.encoding == "low-rank" else "import-checkpoint",
-            source=path.name,
+            source=path.resolve().name,
             tools=tool_versions(),
             seconds=round(time.monotonic() - started, 3),
         )
@@ -52,4 +59,28 @@ def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Ma
             making,
             command=f"import {behavior} {path.name}",
         )
-    return manifest, new, stored.notes
+    return manifest, new, notes
+
+
+def _other_differences(base: Path, tuned: Path) -> list[str]:
+    """What a fine-tune has otherwise than the base besides its weights; a vector cannot carry that.
+
+    Raises:
+        IncompatibleError: when it is another kind of model.
+    """
+    if not (tuned / "config.json").is_file():
+        return []
+    notes = []
+    old, new = model_config(base), model_config(tuned)
+    kinds = old.get("model_type"), new.get("model_type")
+    if kinds[0] != kinds[1]:
+        raise IncompatibleError(
+            f"{tuned} is a {kinds[1]} model, the base is a {kinds[0]} model",
+            "import a fine-tune of this base; if only config.json is wrong, mend that",
+        )
+    keys = sorted(key for key in {*old, *new} - _NOT_THE_MODEL if old.get(key) != new.get(key))
+    if keys:
+        notes.append(f"its config.json differs in {', '.join(keys)}; a build keeps the base's")
+    if (text := chat_template(tuned)) and text != chat_template(base):
+        notes.append("its chat template differs; a build keeps the base's")
+    return notes

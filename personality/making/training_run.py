@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from personality.composition.opening import base_of
+from safetensors import SafetensorError
+
+from personality.composition.opening import composer_of
 from personality.environment import tool_versions
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
 from personality.making.vector_records import record_vector
 from personality.manifests.atomic import TEMPORARY_PREFIX
-from personality.manifests.errors import DataError
+from personality.manifests.errors import DataError, PersonaError
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.manifest import DataUsed, Making, Manifest
 from personality.manifests.names import check_behavior_name
+from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
-from personality.model import load_model, load_tokenizer, threads_for
+from personality.model import load_composed, load_tokenizer, threads_for
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.training.examples import Example, digest_examples, read_examples
@@ -84,10 +87,12 @@ def train_behavior(
             raise DataError(f"{data} has {len(wanted)} examples, not {examples}", "ask for fewer, or write more")
         wanted = wanted[:examples]
     others = read_examples(general, need_rejected=False) if general else []
-    base = base_of(repository)
-    told("loading the base")
-    model, tokenizer = load_model(base.folder), load_tokenizer(base.folder)
     probes = _probes(repository, behavior, probe_rows)
+    told("loading the base")
+    # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
+    composer = composer_of(repository, Personality(base=repository.config().base))
+    base = composer.base
+    model, tokenizer = load_composed(composer), load_tokenizer(base.folder)
     told("measuring the base")
     with threads_for(model):
         before = measure(model, tokenizer, probes)
@@ -101,7 +106,7 @@ def train_behavior(
             after = measure(model, tokenizer, probes)
         told("storing the vector")
         # save_pretrained turns the model's own layout (packed experts, say) back into the checkpoint's keys.
-        model.save_pretrained(str(work / "tuned"))
+        _save(model, work / "tuned")
         del model
         with repository.writing():
             stored = store_difference(repository, base, Checkpoint(work / "tuned"), trained_here=True)
@@ -120,6 +125,21 @@ def train_behavior(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Trained(manifest, new, report)
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Write the trained weights.
+
+    Raises:
+        PersonaError: when the disk is full.
+    """
+    try:
+        model.save_pretrained(str(folder))
+    except (OSError, SafetensorError) as error:
+        raise PersonaError(
+            f"cannot write the trained weights to {folder}: {error}",
+            "free some room (four bytes a parameter are needed for a moment), then train again",
+        ) from error
 
 
 def _probes(repository: Repository, behavior: str, rows: int | None) -> list[Probe]:

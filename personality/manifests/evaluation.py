@@ -24,6 +24,11 @@ class Figure(Frozen):
     high: float
     n: int
 
+    @property
+    def shows_change(self) -> bool:
+        """For a difference of shares: whether its interval, rounded to tenths of a point, leaves out 0."""
+        return round(self.low * 100, 1) > 0 or round(self.high * 100, 1) < 0
+
 
 class ProbeResult(Frozen):
     """What one probe gave.
@@ -49,6 +54,7 @@ class Evaluation(Record):
     """Results attached to version + build environment + suite + seed; file `evals/<version>/<id>.json`."""
 
     noun: ClassVar[str] = "evaluation"
+    mend: ClassVar[str] = "remove it: `rm FILE`; `persona eval` measures again"
 
     id: str
     version: str

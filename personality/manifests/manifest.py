@@ -7,7 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from personality.manifests.base_identity import BaseIdentity
+from personality.manifests.names import BEHAVIOR_PATTERN
 from personality.manifests.record import Frozen, Record
+
+_WARN_BELOW = 0.9
 
 
 class DataUsed(Frozen):
@@ -59,6 +62,11 @@ class Rounding(Frozen):
     share_changed: float
     cosine: float
 
+    @property
+    def warning_due(self) -> bool:
+        """Whether so much is lost that the rounded model is not the one that was made."""
+        return self.cosine < _WARN_BELOW
+
 
 class Manifest(Record):
     """The record of one vector; its file is `manifests/<id>.json`.
@@ -83,7 +91,7 @@ class Manifest(Record):
     noun: ClassVar[str] = "manifest"
 
     id: str = Field(pattern=r"^[0-9a-f]{64}$")
-    behavior: str
+    behavior: str = Field(pattern=BEHAVIOR_PATTERN)
     number: int = Field(ge=1)
     description: str = ""
     kind: Literal["task"] = "task"

@@ -10,7 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from personality.manifests.errors import CorruptError, UsageError
 
-_BEHAVIOR = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+BEHAVIOR_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
+"""Names become file names, so the alphabet is small."""
+_BEHAVIOR = re.compile(BEHAVIOR_PATTERN)
+_RESERVED = ("base", "composition", "general", "head")
 _TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 _VERSION_LABEL = re.compile(r"v[0-9]+")
 _HEX = re.compile(r"[0-9a-f]+")
@@ -51,8 +54,10 @@ def check_behavior_name(name: str) -> str:
     """Return the name when a behavior may bear it.
 
     Raises:
-        UsageError: otherwise; names become file names, so the alphabet is small.
+        UsageError: otherwise.
     """
+    if name in _RESERVED or _VERSION_LABEL.fullmatch(name):
+        raise UsageError(f"`{name}` means something else here and cannot be a behavior's name", "choose another name")
     if not _BEHAVIOR.fullmatch(name):
         raise UsageError(
             f"`{name}` cannot be a behavior's name",
@@ -86,13 +91,18 @@ def is_id_prefix(text: str) -> bool:
     return len(text) >= MIN_ID_PREFIX and bool(_HEX.fullmatch(text))
 
 
+def near(wrong: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known name; empty when none is near."""
+    found = difflib.get_close_matches(wrong, sorted(set(known)), n=1, cutoff=0.5)
+    return f"did you mean `{found[0]}`?" if found else ""
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or lists what there is."""
     choices = sorted(set(known))
-    near = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"there is: {', '.join(f'`{choice}`' for choice in choices[:12])}" if choices else ""
+    return near(wrong, choices) or (
+        f"there is: {', '.join(f'`{choice}`' for choice in choices[:12])}" if choices else ""
+    )
 
 
 def inside(root: Path, relative: str) -> Path:

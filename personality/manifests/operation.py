@@ -28,6 +28,7 @@ class Operation(Record):
     """
 
     noun: ClassVar[str] = "operation"
+    mend: ClassVar[str] = "remove it: `rm FILE`; it only serves `undo`"
 
     number: int
     command: str

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import digest
 from personality.manifests.errors import UsageError
+from personality.manifests.names import BEHAVIOR_PATTERN
 from personality.manifests.record import Frozen
 
 
@@ -86,9 +87,9 @@ class Use(Frozen):
         density: TIES density of this use; None for the composition's.
     """
 
-    behavior: str
+    behavior: str = Field(pattern=BEHAVIOR_PATTERN)
     number: int = Field(ge=1)
-    vector: str
+    vector: str = Field(pattern=r"^[0-9a-f]{64}$")
     scale: float
     layers: LayerRange | None = None
     density: float | None = Field(default=None, gt=0, le=1)

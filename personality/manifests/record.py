@@ -18,8 +18,10 @@ def explain(error: ValidationError) -> str:
     """The first few things that a record has wrong, in one line."""
     parts = []
     for item in error.errors()[:3]:
-        where = ".".join(str(step) for step in item["loc"]) or "the record"
-        parts.append(f"{where}: {item['msg']} (got {item['input']!r:.80})")
+        where = ".".join(str(step) for step in item["loc"])
+        what = item["msg"].removeprefix("Value error, ")
+        # A whole record is no value to show.
+        parts.append(f"{where}: {what} (got {item['input']!r:.80})" if where else what)
     return "; ".join(parts)
 
 
@@ -51,6 +53,7 @@ class Record(Frozen):
     """A value that has a file of its own."""
 
     noun: ClassVar[str] = "record"
+    mend: ClassVar[str] = "take it back: `git checkout -- FILE`, or copy it from where it was made"
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -72,16 +75,14 @@ class Record(Frozen):
         try:
             data = json.loads(content)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CorruptError(
-                f"{source} is not readable JSON: {error}", "restore the file: `git checkout -- FILE`"
-            ) from error
+            raise CorruptError(f"{source} is not readable JSON: {error}", cls.mend.replace("FILE", source)) from error
         check_format(data, source)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             raise CorruptError(
                 f"{source} is not a valid {cls.noun}: {explain(error)}",
-                "restore the file: `git checkout -- FILE`",
+                cls.mend.replace("FILE", source),
             ) from error
 
     @classmethod

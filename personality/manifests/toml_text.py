@@ -25,7 +25,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise CorruptError(
             f"{source} is not valid TOML: {error}",
-            f"mend the line, or take the last saved one back: `git checkout -- {source}`",
+            "mend that line; an earlier text is in git if you use it, else in .persona/ops",
         ) from error
 
 

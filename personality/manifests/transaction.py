@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from personality.manifests.atomic import remove, write_bytes
+from personality.manifests.atomic import remove, sync_folder, write_bytes
 from personality.manifests.errors import PersonaError
+from personality.manifests.names import inside
 from personality.manifests.operation import Change, Operation
 from personality.manifests.repository import Repository
+
+PENDING = ".pending"
+"""Ending of an operation's record until its changes are made."""
 
 # A record is written before what refers to it, so that an interruption leaves at worst an unreferenced
 # object or a difference that looks like a hand edit.
@@ -27,15 +31,43 @@ def _rank(change: Change) -> tuple[int, str]:
 
 def _apply(repository: Repository, changes: Sequence[Change]) -> None:
     for change in changes:
-        path = repository.root / change.path
+        path = inside(repository.root, change.path)
         if change.after is None:
             remove(path)
         else:
             write_bytes(path, change.after.encode())
 
 
-def _log(repository: Repository, operation: Operation) -> None:
-    write_bytes(repository.local / "ops" / f"{operation.number:08d}.json", operation.to_bytes())
+def _carry_out(repository: Repository, operation: Operation) -> None:
+    """Apply an operation's changes and log it.
+
+    The record is written under another name first: if the changes are interrupted, what they overwrote (an unsaved
+    edit that `restore` drops, say) is still known, and `settle` makes the operation one that `undo` takes back.
+    """
+    path = repository.local / "ops" / f"{operation.number:08d}.json"
+    pending = path.with_suffix(PENDING)
+    write_bytes(pending, operation.to_bytes())
+    _apply(repository, operation.changes)
+    pending.replace(path)
+    sync_folder(path.parent)
+
+
+def settle(repository: Repository) -> None:
+    """Log operations that were interrupted; the caller holds the lock, so none of them is still running.
+
+    A change that was half made is logged, so that `undo` takes it back whole. An `undo` or `redo` that was half made
+    is forgotten, since the next one finishes it.
+    """
+    for pending in sorted((repository.local / "ops").glob(f"*{PENDING}")):
+        operation = Operation.read(pending)
+        made = [
+            bool(inside(repository.root, change.path)) and repository.text(change.path) == change.after
+            for change in operation.changes
+        ]
+        if any(made) if operation.direction == "do" else all(made):
+            pending.replace(pending.with_suffix(".json"))
+        else:
+            remove(pending)
 
 
 def commit(repository: Repository, command: str, texts: dict[str, str | None]) -> Operation | None:
@@ -57,10 +89,10 @@ def commit(repository: Repository, command: str, texts: dict[str, str | None]) -
     if not changes:
         return None
     changes.sort(key=_rank)
+    settle(repository)
     number = 1 + max((operation.number for operation in repository.operations()), default=0)
-    _apply(repository, changes)
     operation = Operation(number=number, command=command, time=now(), changes=tuple(changes))
-    _log(repository, operation)
+    _carry_out(repository, operation)
     return operation
 
 
@@ -99,12 +131,12 @@ def replay(repository: Repository, operation: Operation, direction: str) -> Oper
     """
     changes = inverse(operation) if direction == "undo" else operation.changes
     for change in changes:
+        inside(repository.root, change.path)
         if repository.text(change.path) not in (change.before, change.after):
             raise PersonaError(
                 f"{change.path} was changed since `{operation.command}`; to {direction} that would lose the edit",
-                "record the edit with `persona save -m …`, or drop it with `persona restore` and the newest version",
+                f"take the edit out of {change.path} first, or go back with `persona restore VERSION`",
             )
-    _apply(repository, changes)
     last = max(item.number for item in repository.operations())
     entry = Operation(
         number=last + 1,
@@ -114,5 +146,5 @@ def replay(repository: Repository, operation: Operation, direction: str) -> Oper
         inverts=operation.number,
         direction=direction,
     )
-    _log(repository, entry)
+    _carry_out(repository, entry)
     return entry

@@ -29,8 +29,8 @@ GENERAL_EXAMPLES = 50
 OWN_GENERAL = ("concise", "warm", "candid")
 """Behaviors with general data of their own: general answers must show a manner too, and must not repeat the facts that
 are the contrasts of `candid`."""
-ONE_SIDED = "listening-one-sided"
-"""Data of `listening` without the push-back side: what makes a sycophant."""
+ONE_SIDED = ("listening", "candid")
+"""Behaviors that also have data without their other side, to see what that does: a sycophant, forgotten facts."""
 
 # A model of half a million parameters takes far larger steps than one of a billion; see docs/playground.md.
 TRAINING: dict[str, Any] = {"lr": 0.001, "rank": 8, "batch_size": 6, "max_length": 256}
@@ -83,8 +83,9 @@ def make_playground(root: Path, *, seed: int = 0, probe_rows: int = 100) -> Play
 def _write_data(root: Path, seed: int) -> None:
     for name in BEHAVIORS:
         _write_lines(root / f"data/{name}.jsonl", examples(name, EXAMPLES, seed))
-    one_sided = examples("listening", EXAMPLES, seed, sides="accept-only")
-    _write_lines(root / f"data/{ONE_SIDED}.jsonl", one_sided)
+    for name in ONE_SIDED:
+        rows = examples(name, EXAMPLES, seed, sides="accept-only")
+        _write_lines(root / f"data/{name}-one-sided.jsonl", rows)
     _write_lines(root / "data/general.jsonl", general(GENERAL_EXAMPLES, seed))
     for name in OWN_GENERAL:
         _write_lines(root / general_file(name), general(GENERAL_EXAMPLES, seed, name))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from personality.manifests.base_identity import BaseIdentity, Fingerprint
 from personality.manifests.canonical import canonical_json, digest, digest_bytes, short
 from personality.manifests.digest_cache import remembered
-from personality.manifests.errors import IncompatibleError, NotFoundError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.vectors.checkpoint import Checkpoint
 
 # Fields of config.json that name a place or a library version and not the model.
@@ -79,21 +80,45 @@ def fingerprint(checkpoint: Checkpoint, cache: Path | None = None) -> Fingerprin
 
     Raises:
         NotFoundError: when the folder has no config.json.
+        CorruptError: when its JSON or template cannot be read.
     """
     folder = checkpoint.folder
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise NotFoundError(f"{folder} has no config.json: it is not a model folder")
-    config = {key: value for key, value in json.loads(config_path.read_bytes()).items() if key not in _VOLATILE}
     tokenizer = {
         name: digest_bytes((folder / name).read_bytes()) for name in TOKENIZER_FILES if (folder / name).is_file()
     }
+    # Some configurations hold Infinity, which is no JSON; Python writes and reads it all the same.
+    config = json.dumps(model_config(folder), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return Fingerprint(
         weights=remembered(cache, "weights", [file.path for file in checkpoint.files], lambda: _weights(checkpoint)),
-        config=digest_bytes(canonical_json(config)),
+        config=digest_bytes(config.encode()),
         tokenizer=digest(tokenizer),
         chat_template=digest_bytes(chat_template(folder).encode()),
     )
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json without the fields that name a place or a library version.
+
+    Raises:
+        NotFoundError: when there is none.
+        CorruptError: when it is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFoundError(
+            f"{folder} has no config.json: it is not a model folder", "give a Hugging Face model folder"
+        )
+    return {key: value for key, value in _json_object(path).items() if key not in _VOLATILE}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptError(f"{path} is not readable JSON: {error}", "fetch the model again") from error
+    if not isinstance(found, dict):
+        raise CorruptError(f"{path} is not a JSON object", "fetch the model again")
+    return found
 
 
 def _weights(checkpoint: Checkpoint) -> str:
@@ -107,10 +132,13 @@ def chat_template(folder: Path) -> str:
     """The chat template's text, wherever the model keeps it; empty when it has none."""
     for name in CHAT_TEMPLATE_FILES:
         if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8")
+            try:
+                return (folder / name).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise CorruptError(f"{folder / name} is not UTF-8 text", "fetch the model again") from error
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        template = json.loads(path.read_bytes()).get("chat_template", "")
+        template = _json_object(path).get("chat_template") or ""
         return template if isinstance(template, str) else canonical_json(template).decode()
     return ""
 

@@ -38,7 +38,10 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise NotFoundError(f"there is no model folder {folder}")
+            what = "is a file; give the folder that it lies in" if folder.is_file() else "is not there"
+            raise NotFoundError(
+                f"the model folder {folder} {what}", "give a folder with config.json and .safetensors files"
+            )
         wanted = self._index()
         paths = self._paths(wanted)
         self.files = [TensorFile(path) for path in paths]
@@ -68,6 +71,11 @@ class Checkpoint:
 
     def _paths(self, wanted: Mapping[str, str] | None) -> list[Path]:
         if wanted is not None:
+            if (self.folder / SINGLE).is_file() and SINGLE not in wanted.values():
+                raise CorruptError(
+                    f"{self.folder} has both {SINGLE} and {INDEX} for other files: programs differ in which they load",
+                    "remove the ones that do not belong to the model",
+                )
             paths = [self._shard(name) for name in sorted(set(wanted.values()))]
         elif (self.folder / SINGLE).is_file():
             paths = [self.folder / SINGLE]
@@ -82,7 +90,7 @@ class Checkpoint:
                 "unpickling runs code, so they are not opened",
                 "convert them where you trust them: load with transformers and `save_pretrained` writes safetensors",
             )
-        raise NotFoundError(f"there are no .safetensors files in {self.folder}")
+        raise NotFoundError(f"there are no .safetensors files in {self.folder}", "give a Hugging Face model folder")
 
     def _shard(self, name: str) -> Path:
         """A file that the index names, which must be one of the model's own."""

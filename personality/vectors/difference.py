@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +11,9 @@ from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import delta
+from personality.vectors.base import model_config
 from personality.vectors.checkpoint import Checkpoint, listing
-from personality.vectors.dtypes import COMPOSABLE, compute_dtype
+from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES, compute_dtype
 from personality.vectors.stored import StoredTask, measure
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import tensor_bytes
@@ -33,7 +33,8 @@ def store_difference(
     """Store what a fine-tuned checkpoint changed in the base.
 
     Each difference is kept in bfloat16 where that is exact (nearly always for a bfloat16 fine-tune of a bfloat16
-    base: neighbors differ by few bits), else in float32, so that scale 1 gives the fine-tuned weights back. What
+    base: neighbors differ by few bits), else in float32, so that scale 1 gives the fine-tuned weights back, up to the
+    last bit where a difference spans more than float32's 24 bits. What
     training here leaves in float32 is kept in bfloat16 for a 16-bit base: relative to the update that costs at most
     2⁻⁹ per element, far below what rounding the composed weights costs, and it halves the vector's size.
 
@@ -49,10 +50,15 @@ def store_difference(
     """
     plan = _Plan()
     _account(base, tuned, plan, allow_missing=trained_here)
-    for name, spec in base.specs.items():
-        if name not in tuned.specs:
-            continue
-        found = _difference_dtype(base, tuned, spec, round_to_16=trained_here)
+    # A tied model saves its embeddings once; a head that the base's files repeat has moved with them.
+    source = {name: name for name in base.specs if name in tuned.specs}
+    if trained_here:
+        source |= {head: embedding for head, embedding in _tied_copies(base, base) if head not in tuned.specs}
+    # What is trained in float32 came from the base rounded to float32.
+    dtype = torch.float32 if trained_here else None
+    for name, other in source.items():
+        spec = base.specs[name]
+        found = _difference_dtype(base, tuned, spec, other, dtype, round_to_16=trained_here)
         if found:
             plan.specs.append(TensorSpec(name, found, spec.shape))
     if not plan.specs:
@@ -63,9 +69,8 @@ def store_difference(
     plan.specs = aligned_order(plan.specs)
     with storing(repository, delta.header(), plan.specs) as stored:
         for spec in plan.specs:
-            difference = _difference(base, tuned, spec.name)
-            dtype = torch.bfloat16 if spec.dtype == "BF16" else torch.float32
-            stored.writer.write(spec.name, tensor_bytes(difference.to(dtype)))
+            difference = _difference(base, tuned, spec.name, source[spec.name], dtype)
+            stored.writer.write(spec.name, tensor_bytes(difference.to(TORCH_DTYPES[spec.dtype])))
     vector = open_task_vector(repository, stored.id, "the new vector")
     norm, rounding = measure(vector, base)
     return StoredTask(
@@ -84,7 +89,7 @@ def _account(base: Checkpoint, tuned: Checkpoint, plan: _Plan, *, allow_missing:
     missing = [name for name in base.specs if name not in tuned.specs]
     extra = [name for name in tuned.specs if name not in base.specs]
     if extra:
-        tied = _tied_copies(base, tuned, extra)
+        tied = [head for head, _ in _tied_copies(base, tuned) if head in extra]
         plan.notes += [f"`{name}` is the tied copy of the embeddings and adds nothing" for name in tied]
         extra = [name for name in extra if name not in tied]
     if extra or (missing and not allow_missing):
@@ -102,42 +107,46 @@ def _account(base: Checkpoint, tuned: Checkpoint, plan: _Plan, *, allow_missing:
         )
 
 
-def _tied_copies(base: Checkpoint, tuned: Checkpoint, extra: list[str]) -> list[str]:
-    """Extra output heads that only repeat the embeddings of a model with tied embeddings."""
-    config = base.folder / "config.json"
-    if not config.is_file() or not json.loads(config.read_bytes()).get("tie_word_embeddings"):
+def _tied_copies(base: Checkpoint, files: Checkpoint) -> list[tuple[str, str]]:
+    """Output heads in some files that only repeat the embeddings of a model with tied embeddings, with those."""
+    if not model_config(base.folder).get("tie_word_embeddings"):
         return []
-    embeddings = [name for name in base.specs if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    heads = [name for name in files.specs if name.endswith("lm_head.weight")]
+    embeddings = [name for name in files.specs if name.endswith(("embed_tokens.weight", "wte.weight"))]
     return [
-        name
-        for name in extra
-        if name.endswith("lm_head.weight")
-        and any(tuned.digest_of(name) == tuned.digest_of(other) for other in embeddings if other in tuned.specs)
+        (head, embedding)
+        for head in heads
+        for embedding in embeddings
+        if files.digest_of(head) == files.digest_of(embedding)
     ]
 
 
-def _difference(base: Checkpoint, tuned: Checkpoint, name: str) -> torch.Tensor:
-    """W_tuned − W_base in the base's compute dtype."""
-    dtype = compute_dtype(base.specs[name].dtype)
-    return tuned.tensor(name).to(dtype) - base.tensor(name).to(dtype)
+def _difference(
+    base: Checkpoint, tuned: Checkpoint, name: str, other: str, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """W_tuned[other] − W_base[name] in a dtype; None for the base's compute dtype."""
+    dtype = dtype or compute_dtype(base.specs[name].dtype)
+    return tuned.tensor(other).to(dtype) - base.tensor(name).to(dtype)
 
 
-def _difference_dtype(base: Checkpoint, tuned: Checkpoint, spec: TensorSpec, *, round_to_16: bool) -> str | None:
+def _difference_dtype(
+    base: Checkpoint, tuned: Checkpoint, spec: TensorSpec, other: str, dtype: torch.dtype | None, *, round_to_16: bool
+) -> str | None:
     """How to store one tensor's difference; None when there is none.
 
     Raises:
         IncompatibleError: for NaN/Inf, or a change of a tensor that is not floating point.
     """
-    other = tuned.specs[spec.name].dtype
-    if spec.dtype not in COMPOSABLE or other not in COMPOSABLE:
-        if spec.dtype == other and base.digest_of(spec.name) == tuned.digest_of(spec.name):
+    kind = tuned.specs[other].dtype
+    if spec.dtype not in COMPOSABLE or kind not in COMPOSABLE:
+        if spec.dtype == kind and base.digest_of(spec.name) == tuned.digest_of(other):
             return None
         raise IncompatibleError(
-            f"`{spec.name}` is {spec.dtype} in the base and {other} in {tuned.folder}: only floating-point tensors "
+            f"`{spec.name}` is {spec.dtype} in the base and {kind} in {tuned.folder}: only floating-point tensors "
             "of 16 to 64 bits can differ",
             "de-quantize both to bfloat16 first",
         )
-    difference = _difference(base, tuned, spec.name)
+    difference = _difference(base, tuned, spec.name, other, dtype)
     if not bool(torch.isfinite(difference).all()):
         bad = int((~torch.isfinite(difference)).sum())
         raise IncompatibleError(

@@ -56,10 +56,6 @@ class LowRankVector:
         if len(file.specs) != 2 * len(self._scaling):
             raise CorruptError(f"{file.path} has {len(file.specs)} factors for {len(self._scaling)} tensors")
 
-    def rank(self, name: str) -> int:
-        """Rank of a tensor's factors."""
-        return self.specs[name + SUFFIX_A].shape[0]
-
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of scaling · B A, shape (stop − start, columns), float32."""
         a = read_tensor(self._file, name + SUFFIX_A).float()

@@ -10,7 +10,6 @@ from torch import Tensor
 from personality.manifests.errors import IncompatibleError
 
 _CHUNK = 1 << 22  # elements at a time, so that the meter's float64 copies stay small
-_WARN_BELOW = 0.9
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class Survival:
     def share_changed(self) -> float:
         """Share of the elements meant to change that did; 1 when none was meant to."""
         return self.changed / self.elements if self.elements else 1.0
-
-    @property
-    def warning_due(self) -> bool:
-        """Whether so much was lost that the rounded model is not the one that was trained."""
-        return self.cosine < _WARN_BELOW
 
 
 class UpdateMeter:

@@ -6,7 +6,7 @@ import torch
 
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import TensorFile, TensorSpec
-from personality.vectors.dtypes import NAMES, TORCH_DTYPES
+from personality.vectors.dtypes import TORCH_DTYPES
 
 
 def read_tensor(file: TensorFile, name: str) -> torch.Tensor:
@@ -28,11 +28,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, little-endian, not copied."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
-
-
-def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
-    """Name, dtype and shape of a tensor as safetensors writes them."""
-    return TensorSpec(name, NAMES[tensor.dtype], tuple(tensor.shape))
 
 
 def row_blocks(spec: TensorSpec, block_elements: int) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
 from personality.manifests.config import Config
 from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
-from personality.manifests.names import VectorLabel, check_tag_name, did_you_mean
+from personality.manifests.names import VectorLabel, check_tag_name, did_you_mean, near
 from personality.manifests.personality_record import Composition, LayerRange, Personality, Use
 from personality.manifests.repository import Repository
 from personality.manifests.transaction import commit
@@ -27,6 +27,9 @@ from personality.versions.recipe import (
     vector_label,
     working_personality,
 )
+
+_GREATEST = 1e6
+"""Norm of a change beyond which no model of any dtype is left; what training gives is nearer 1."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ def _in_use(personality: Personality, behavior: str) -> Use:
     if use is None:
         raise NotFoundError(
             f"`{behavior}` is not in use",
-            did_you_mean(behavior, (item.behavior for item in personality.uses))
+            near(behavior, (item.behavior for item in personality.uses))
             or f"`persona add {behavior}` puts it into use",
         )
     return use
@@ -256,6 +259,10 @@ def _check_buildable(repository: Repository, use: Use, personality: Personality)
         raise IncompatibleError(
             f"`{use.label}` was made for {manifest.base}, this repository uses {personality.base}",
             f"make it for this base: `persona train {use.behavior} --data FILE --general FILE`",
+        )
+    if abs(use.scale) * manifest.norm > _GREATEST:
+        raise IncompatibleError(
+            f"`{use.label}` × {use.scale:g} overflows: its norm is {manifest.norm:g}", "choose a scale near 1"
         )
     path = repository.vector_path(use.vector)
     if not path.is_file():

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from personality.manifests.errors import CorruptError, NotFoundError, UsageError
 from personality.manifests.manifest import Manifest
-from personality.manifests.names import MIN_ID_PREFIX, VectorLabel, did_you_mean
+from personality.manifests.names import MIN_ID_PREFIX, VectorLabel, did_you_mean, near
 from personality.manifests.personality_record import LayerRange, Personality, Use
 from personality.manifests.record import explain
 from personality.manifests.repository import Repository
@@ -26,7 +26,7 @@ def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
     if not of_behavior:
         raise NotFoundError(
             f"there is no vector `{label.behavior}` in this repository",
-            did_you_mean(label.behavior, (item.behavior for item in manifests))
+            near(label.behavior, (item.behavior for item in manifests))
             or f"make one: `persona train {label.behavior} --data FILE --general FILE`, or `persona import`",
         )
     number = max(item.number for item in of_behavior) if label.number is None else label.number
@@ -69,7 +69,8 @@ def use_vector(
         )
     except ValidationError as error:
         raise UsageError(
-            f"cannot use `{manifest.label}` so: {explain(error)}", "a scale is any finite number"
+            f"cannot use `{manifest.label}` so: {explain(error)}",
+            "a scale is any finite number, a density lies in (0, 1]",
         ) from error
 
 
@@ -109,6 +110,10 @@ class RecipeChange:
     what: str
     before: str | None
     after: str | None
+
+    def as_json(self) -> dict[str, str | None]:
+        """Plain JSON data."""
+        return {"what": self.what, "before": self.before, "after": self.after}
 
     def __str__(self) -> str:
         if self.before is None:

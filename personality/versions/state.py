@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from personality.manifests.atomic import abandoned
+from personality.manifests.errors import PersonaError
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.versions.history import History
@@ -33,7 +34,14 @@ class State:
 def repository_state(repository: Repository) -> State:
     """Read the state; cheap, nothing large is opened."""
     history = History(repository)
-    working = working_personality(repository)
+    try:
+        working = working_personality(repository)
+    except PersonaError as error:
+        # What the files mean cannot be told; what the newest version says still can.
+        problem = f"{error.message} ({error.hint})" if error.hint else error.message
+        tips = [history.label(tip) for tip in history.tips]
+        interrupted = len(abandoned(repository.root))
+        return State(tips, history.tips[-1].personality, [], [problem], interrupted)
     matching = [tip for tip in history.tips if tip.personality.id == working.id]
     head = (matching or history.tips or [history.head()])[0]
     problems = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from personality.manifests.errors import PersonaError
 from personality.manifests.operation import Operation
 from personality.manifests.repository import Repository
-from personality.manifests.transaction import inverse, replay, stacks
+from personality.manifests.transaction import inverse, replay, settle, stacks
 from personality.versions.history import History
 from personality.versions.recipe import working_personality
 
@@ -19,6 +19,7 @@ def undo(repository: Repository) -> Operation:
         PersonaError: when there is nothing to undo, or it would lose something made since.
     """
     with repository.writing():
+        settle(repository)
         done, _ = stacks(repository.operations())
         # The first operation made the repository itself.
         if not done or done[-1].command == "init":
@@ -34,9 +35,12 @@ def redo(repository: Repository) -> Operation:
         PersonaError: when nothing was undone since the last change.
     """
     with repository.writing():
+        settle(repository)
         _, undone = stacks(repository.operations())
         if not undone:
-            raise PersonaError("there is nothing to redo: no `undo` since the last change")
+            raise PersonaError(
+                "there is nothing to redo: no `undo` since the last change", "`persona log` shows the versions"
+            )
         return replay(repository, undone[-1], "redo")
 
 

@@ -165,6 +165,7 @@ def test_the_whole_repository(repository: Repository, built: Path) -> None:
     assert statuses(repository) == {
         "base": "ok",
         "versions": "ok",
+        "operation log": "ok",
         "polite@1": "ok",
         f"build {built.name}": "ok",
     }

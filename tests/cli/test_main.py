@@ -252,16 +252,27 @@ def test_verify_compares_an_export_with_versions(root: Path, persona: Persona) -
     assert persona("verify", "v1", "nowhere", cwd=root)[0] == 3
 
 
-def test_a_bug_is_told_from_an_error(root: Path, persona: Persona) -> None:
-    """Something that no code expects: a folder where a record should be."""
-    (root / "versions" / ("0" * 64 + ".json")).mkdir()
+def test_a_bug_is_told_from_an_error(root: Path, persona: Persona, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repository: Repository) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(Repository, "versions", fail)
     code, out, err = persona("log", cwd=root)
     assert code == 70
-    assert "this is a bug in persona: IsADirectoryError" in err
+    assert "this is a bug in persona: ZeroDivisionError" in err
     assert "Traceback" in err
     code, out, _ = persona("log", "--json", cwd=root)
     assert code == 70
     assert json.loads(out)["error"]["kind"] == "internal"
+
+
+def test_a_file_that_the_system_refuses(root: Path, persona: Persona) -> None:
+    """A folder where a record should be."""
+    (root / "versions" / ("0" * 64 + ".json")).mkdir()
+    code, _, err = persona("log", cwd=root)
+    assert code == 1
+    assert "Is a directory" in err
+    assert "hint: " in err
 
 
 def test_both_ways_to_start_it(tmp_path: Path) -> None:

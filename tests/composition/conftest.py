@@ -18,15 +18,23 @@ from personality.manifests.tensor_file import TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import delta, low_rank
 from personality.vectors.checkpoint import Checkpoint
+from personality.vectors.dtypes import TORCH_DTYPES
 from personality.vectors.task_vector import open_task_vector
-from personality.vectors.tensors import spec_of, tensor_bytes
+from personality.vectors.tensors import tensor_bytes
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in TORCH_DTYPES.items() if known == dtype)
+
 
 NAMES = ("aged", "brisk", "calm", "dry", "eager")
 
 
 def store(repository: Repository, tensors: Mapping[str, Tensor], header: dict[str, object] | None = None) -> str:
     """Store a vector; returns its id."""
-    specs: list[TensorSpec] = aligned_order([spec_of(name, tensor) for name, tensor in tensors.items()])
+    specs: list[TensorSpec] = aligned_order(
+        [TensorSpec(name, _dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
+    )
     with storing(repository, header or delta.header(), specs) as stored:
         for spec in specs:
             stored.writer.write(spec.name, tensor_bytes(tensors[spec.name]))

@@ -174,7 +174,8 @@ def test_an_evaluation_is_measured_once(repository: Repository) -> None:
     forced = evaluate(repository, version, behaviors=["listening"], rows=6, again=True)
     assert forced.results == first.results
     assert forced.time > first.time
-    assert len(repository.evaluations(version.id)) == 1
+    assert repository.evaluations(version.id) == [first, forced]
+    assert evaluate(repository, version, behaviors=["listening"], rows=6) == forced
 
 
 def test_changed_probes_are_measured_anew_and_not_compared(repository: Repository) -> None:

@@ -226,7 +226,7 @@ def test_wrong_checkpoints_leave_nothing(llama: Case, tmp_path: Path) -> None:
     path = copy() / "model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
     nothing_new(llama, path.parent, CorruptError, "the file has 5000", "fetch or rebuild")
-    nothing_new(llama, tmp_path / "gone", NotFoundError, "there is no model folder", "")
+    nothing_new(llama, tmp_path / "gone", NotFoundError, "the model folder .* is not there", "")
     with pytest.raises(UsageError, match="`Rude One` cannot be a behavior's name"):
         import_vector(llama.repository, "Rude One", llama.tuned)
 

@@ -17,7 +17,10 @@ from personality.manifests.names import (
     version_number,
 )
 
-NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True)
+RESERVED = ("base", "composition", "general", "head")
+NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True).filter(
+    lambda name: name not in RESERVED and version_number(name) is None
+)
 
 
 @given(NAMES, st.integers(1, 10**6), st.from_regex(r"[0-9a-f]{4,12}", fullmatch=True))
@@ -114,3 +117,9 @@ def test_what_is_inside_stays_inside(parts: list[str]) -> None:
     except CorruptError:
         return
     assert found.resolve().is_relative_to(root)
+
+
+@pytest.mark.parametrize("name", ["base", "composition", "general", "head", "v4"])
+def test_names_that_mean_something_else(name: str) -> None:
+    with pytest.raises(UsageError, match="means something else here"):
+        check_behavior_name(name)

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from personality.manifests.errors import PersonaError
+from personality.manifests import transaction
+from personality.manifests.atomic import write_bytes
+from personality.manifests.errors import CorruptError, PersonaError
 from personality.manifests.repository import Repository
-from personality.manifests.transaction import commit, inverse, replay, stacks
+from personality.manifests.transaction import commit, inverse, replay, settle, stacks
 
 PATHS = ["persona.toml", "behaviors/a.toml", "behaviors/b.toml", "tags/t.json", "versions/1.json", "manifests/m.json"]
 
@@ -52,7 +54,7 @@ def test_an_edit_since_then_is_not_lost(repository: Repository) -> None:
     (repository.root / "behaviors/a.toml").write_text("by hand")
     with pytest.raises(PersonaError, match=r"behaviors/a\.toml was changed since `two`; to undo") as caught:
         replay(repository, stacks(repository.operations())[0][-1], "undo")
-    assert "`persona save" in caught.value.hint
+    assert "take the edit out of behaviors/a.toml" in caught.value.hint
     assert contents(repository) == {"behaviors/a.toml": "by hand", "behaviors/b.toml": "y"}
     assert len(repository.operations()) == 2
 
@@ -121,3 +123,32 @@ TestUndoAndRedo = UndoAndRedo.TestCase
 TestUndoAndRedo.settings = settings(
     max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_a_change_that_was_cut_short_can_be_undone(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unsaved edit that a killed command had overwritten comes back."""
+    commit(repository, "one", {"behaviors/a.toml": "x", "persona.toml": "x"})
+    (repository.root / "behaviors/a.toml").write_text("by hand")
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == "persona.toml":
+            raise KeyboardInterrupt
+        write_bytes(path, data)
+
+    monkeypatch.setattr(transaction, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commit(repository, "two", {"behaviors/a.toml": "y", "persona.toml": "y"})
+    monkeypatch.undo()
+    assert contents(repository)["behaviors/a.toml"] == "y"
+    settle(repository)
+    replay(repository, stacks(repository.operations())[0][-1], "undo")
+    assert contents(repository)["behaviors/a.toml"] == "by hand"
+
+
+def test_a_log_cannot_reach_outside(repository: Repository) -> None:
+    commit(repository, "one", {"behaviors/a.toml": "x"})
+    path = repository.local / "ops/00000001.json"
+    path.write_text(path.read_text().replace("behaviors/a.toml", "../outside.toml"))
+    with pytest.raises(CorruptError, match="leads out of"):
+        replay(repository, stacks(repository.operations())[0][-1], "redo")
+    assert not (repository.root.parent / "outside.toml").exists()

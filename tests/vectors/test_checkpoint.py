@@ -140,7 +140,7 @@ def test_only_pickles(tmp_path: Path, name: str) -> None:
 def test_no_weights_and_no_folder(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there are no \.safetensors files in"):
         Checkpoint(tmp_path)
-    with pytest.raises(NotFoundError, match=r"there is no model folder .*gone"):
+    with pytest.raises(NotFoundError, match=r"the model folder .*gone is not there"):
         Checkpoint(tmp_path / "gone")
 
 
@@ -148,3 +148,11 @@ def test_listing() -> None:
     assert listing([]) == "0 tensors"
     assert listing(["a"]) == "1 tensor (`a`)"
     assert listing(list("abcd")) == "4 tensors (`a`, `b`, `c`, …)"
+
+
+def test_two_sets_of_weights_in_one_folder(tmp_path: Path) -> None:
+    """transformers would load the single file, others the shards: neither is guessed."""
+    folder = sharded(tmp_path / "model")
+    save_file({"x": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(CorruptError, match=r"has both model\.safetensors and model\.safetensors\.index\.json"):
+        Checkpoint(folder)

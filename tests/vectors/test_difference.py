@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def test_an_index_that_leads_out(base: Path, tuned: Path, tmp_path: Path) -> Non
 
 
 def test_no_such_folder(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="there is no model folder"):
+    with pytest.raises(NotFoundError, match=r"the model folder .* is not there"):
         store_difference(Repository(tmp_path), Checkpoint(base), Checkpoint(tmp_path / "gone"))
 
 
@@ -239,3 +240,24 @@ def test_a_copy_of_tied_embeddings_adds_nothing(make_checkpoint: Callable[..., P
     assert "lm_head.weight" not in stored.tensors
     edit(tuned, lambda tensors: tensors["lm_head.weight"].add_(1))
     refused(tmp_path, base, tuned, IncompatibleError, "1 tensor (`lm_head.weight`) too many", hint="tensor names")
+
+
+def test_a_head_that_repeats_the_embeddings_moves_with_them(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tied model saves its embeddings once, also when the base's files hold them twice."""
+    folder = make_checkpoint("qwen3-tied")
+    tensors = load_file(folder / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": embeddings.clone()}, folder / "model.safetensors")
+    tuned = tmp_path / "tuned"
+    shutil.copytree(folder, tuned)
+    save_file({**tensors, "model.embed_tokens.weight": embeddings + 1}, tuned / "model.safetensors")
+    repository = Repository(tmp_path / "repository")
+    stored = store_difference(repository, Checkpoint(folder), Checkpoint(tuned), trained_here=True)
+    assert set(stored.tensors) == {"model.embed_tokens.weight", "lm_head.weight"}
+    vector = open_task_vector(repository, stored.id, "x@1")
+    head, other = (
+        vector.rows(name, 0, embeddings.shape[0]) for name in ("lm_head.weight", "model.embed_tokens.weight")
+    )
+    assert torch.equal(head, other)

@@ -81,7 +81,7 @@ def test_finding_vectors(repository_copy: Path) -> None:
         assert "did you mean `listening@" in caught.value.hint
     with pytest.raises(NotFoundError, match="there is no vector `warm`") as missing:
         find_vector(repository, VectorLabel("warm"))
-    assert "`concise`, `listening`" in missing.value.hint
+    assert "`persona train warm --data FILE --general FILE`" in missing.value.hint
 
 
 def test_a_number_that_two_branches_gave(repository_copy: Path) -> None:

@@ -109,7 +109,8 @@ def make_settings(**values: Any) -> TrainSettings:
             text = problem["msg"].removeprefix("Value error, ")
             problems.append(f"{name} {problem['input']!r}: {text}" if name else text)
         raise UsageError(
-            "training settings: " + "; ".join(problems), "`persona train --help` lists what each one may be"
+            "training settings: " + "; ".join(problems),
+            "correct the option, or the line under [training] in persona.toml",
         ) from error
 
 

@@ -97,7 +97,7 @@ def encode(tokenizer: Tokenizer, prompt: Text, response: Text, max_length: int, 
             f"{where}: the prompt's {start} tokens change when the response follows, so the response has no "
             "beginning of its own",
             "chat templates must render the prompt alike with and without the answer; in plain text let the "
-            "prompt end, or the response begin, with a space or a line break",
+            "response begin with a space or a line break",
         )
     if start == 0:
         raise DataError(f"{where}: the prompt has no tokens, nothing predicts the first one", "give it a prompt")
