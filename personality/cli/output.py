@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 SCHEMA = "persona/1"
+_TEXT_WIDTH = 24  # to which running text may be folded
 _PLAIN_WIDTH = 1000  # of what goes into a pipe or file: one row is one line there
 
 
@@ -45,18 +47,26 @@ class Output:
         self._out.print(Text(text, style=style or ""), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; columns whose header begins with `>` are right-aligned, and empty headers make no line."""
+        """A table; columns whose header begins with `>` are right-aligned, and empty headers make no line.
+
+        Names, ids and figures are never cut: only running text is folded, and where that is not enough a row is
+        longer than the terminal is wide.
+        """
         table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="bold")
+        needed = 2 * (len(columns) - 1)
         for index, column in enumerate(columns):
-            right = column.startswith(">")
-            # Names and figures stay whole; only running text is folded.
-            whole = right or index == 0
+            header = column.lstrip(">")
+            right = header != column
+            whole = right or index == 0 or header == "id"
             justify: Literal["left", "right"] = "right" if right else "left"
-            table.add_column(column.lstrip(">"), justify=justify, overflow="fold", no_wrap=whole)
+            table.add_column(header, justify=justify, overflow="fold", no_wrap=whole)
+            widest = max(cell_len(text) for text in (header, *(row[index] for row in rows)))
+            needed += widest if whole else min(widest, _TEXT_WIDTH)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        with self._out.capture() as captured:
-            self._out.print(table)
+        console = Console(width=max(self._out.width, needed), highlight=False)
+        with console.capture() as captured:
+            console.print(table)
         # Cells are padded to their column; what goes into a file or a pipe should not end in spaces.
         lines = captured.get().splitlines()
         sys.stdout.write("".join(f"{line if sys.stdout.isatty() else line.rstrip()}\n" for line in lines))

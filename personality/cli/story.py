@@ -103,7 +103,7 @@ class Story:
 
     def _train_listening(self, base: Evaluation) -> None:
         self._stage.chapter("2. Train `listening`: 20 examples of the behavior, 5 general ones, one pass with Apollo")
-        trained = self._train("listening", count=20, lr=0.003, batch_size=5)
+        trained = self._train("listening", count=20, lr=0.002, batch_size=5)
         solo = self._measure_use("listening", 1.0)
         accept, back = _share(solo, "listening.accept"), _share(solo, "listening.push_back")
         lost = _general(base.results) - _general(solo)
@@ -262,6 +262,7 @@ class Story:
                 on_step=lambda step: advance(step.step, step.steps, f"loss {step.loss:.3f}"),
             )
         report = trained.report
+        options |= {"examples": count} if count else {}
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
         self._stage.say(
             f"persona train {behavior}{given}   {report.behavior_examples} + {report.general_examples} examples, "
