@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from personality.manifests.atomic import TEMPORARY_PREFIX, write_bytes
 from personality.manifests.behavior_file import BehaviorFile
@@ -23,6 +24,8 @@ _GITIGNORE = """# caches, lock and undo log of this working copy
 # large; use git LFS instead if you want them in git
 vectors/
 """
+
+Identified = TypeVar("Identified", Manifest, Version)
 
 
 class Repository:
@@ -107,28 +110,12 @@ class Repository:
 
     def manifests(self) -> list[Manifest]:
         """Every vector's manifest, sorted by behavior and number."""
-        found = []
-        for path in _records(self.root / "manifests", "*.json"):
-            manifest = Manifest.read(path)
-            if manifest.id != path.stem:
-                raise CorruptError(
-                    f"{path} holds the manifest of {manifest.label}, {manifest.id}",
-                    f"restore it: `git checkout -- manifests/{path.name}`",
-                )
-            found.append(manifest)
+        found = _named_after_id(Manifest, self.root / "manifests")
         return sorted(found, key=lambda manifest: (manifest.behavior, manifest.number, manifest.id))
 
     def versions(self) -> dict[str, Version]:
         """Every version by id, lowest number first."""
-        found = []
-        for path in _records(self.root / "versions", "*.json"):
-            version = Version.read(path)
-            if version.id != path.stem:
-                raise CorruptError(
-                    f"{path} holds the version {version.id}",
-                    f"restore it: `git checkout -- versions/{path.name}`",
-                )
-            found.append(version)
+        found = _named_after_id(Version, self.root / "versions")
         return {version.id: version for version in sorted(found, key=lambda item: (item.number, item.id))}
 
     def tags(self) -> dict[str, str]:
@@ -153,6 +140,20 @@ class Repository:
     def vector_path(self, vector_id: str) -> Path:
         """Where a vector's tensors lie."""
         return self.root / "vectors" / vector_id[:2] / f"{vector_id}.safetensors"
+
+
+def _named_after_id(kind: type[Identified], folder: Path) -> list[Identified]:
+    """Every record of a folder, each in a file that its id names."""
+    found = []
+    for path in _records(folder, "*.json"):
+        record = kind.read(path)
+        if record.id != path.stem:
+            raise CorruptError(
+                f"{path} holds the {kind.noun} of {record.label}, {record.id}",
+                f"restore it: `git checkout -- {folder.name}/{path.name}`",
+            )
+        found.append(record)
+    return found
 
 
 def _records(folder: Path, pattern: str) -> list[Path]:
