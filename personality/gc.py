@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.builds.build import build_path
-from personality.manifests.atomic import TEMPORARY_PREFIX, abandoned, remove
+from personality.manifests.atomic import TEMPORARY_PREFIX, remove
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
 from personality.versions.history import History
@@ -30,7 +30,7 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False) -> list[G
         repository: where.
         forget_undo: also what only the operation log's undo or redo could bring back, and the log itself.
     """
-    found = [Garbage(path, "left by an interrupted command", _size(path)) for path in abandoned(repository.root)]
+    found = [Garbage(path, "left by an interrupted command", _size(path)) for path in repository.interrupted()]
     kept_builds = {build_path(repository, tip) for tip in History(repository).tips}
     for folder in sorted((repository.local / "builds").glob("*")):
         if folder not in kept_builds and not folder.name.startswith(TEMPORARY_PREFIX):

@@ -35,4 +35,6 @@ def add(
     repository = open_repository(directory)
     where = LayerRange.parse(layers) if layers else None
     label = VectorLabel.parse(vector)
+    if density is not None and repository.config().composition.method == "linear":
+        out.warn("`linear` keeps every element: the density takes effect with `persona method ties`")
     show_recorded(out, add_use(repository, label, scale, layers=where, density=density, message=message))

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -92,9 +93,14 @@ for _name, _function, _panel in _VERBS:
     app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_function)
 
 
-@app.callback()
-def _root() -> None:
+@app.callback(invoke_without_command=True)
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version of this program.")] = False,
+) -> None:
     """Version control for a language model's behavior: train, scale, compose, compare and export behaviors."""
+    if show_version:
+        version.version()
+        raise typer.Exit
 
 
 @functools.cache

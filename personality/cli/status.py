@@ -38,7 +38,11 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
             out.line(f"  unsaved: {change}", "yellow")
         for problem in state.problems:
             out.line(f"  problem: {problem}", "red")
-        if state.unsaved:
+        if len(state.tips) > 1:
+            out.note(
+                "several newest versions, as after a git merge: `persona save -m …` records one on top of them all"
+            )
+        elif state.unsaved:
             out.note(f"`persona save -m …` records the edits, `persona restore {state.tips[0]}` drops them")
         if state.interrupted:
             out.note(f"{state.interrupted} leftovers of interrupted commands: `persona gc` removes them")

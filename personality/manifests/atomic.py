@@ -78,14 +78,22 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files and folders below a folder, sorted: being written, or left behind by an interrupted write."""
-    return sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")) if folder.is_dir() else []
+def leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Temporary files and folders, sorted: being written, or left behind by an interrupted write.
+
+    Args:
+        folder: where to look; one that is not there has none.
+        deep: also in the folders below it.
+    """
+    if not folder.is_dir():
+        return []
+    pattern = f"{TEMPORARY_PREFIX}*"
+    return sorted(folder.rglob(pattern) if deep else folder.glob(pattern))
 
 
-def abandoned(folder: Path) -> list[Path]:
+def abandoned(folder: Path, *, deep: bool = True) -> list[Path]:
     """Those of `leftovers` that no living process writes; what lies in a temporary folder goes with that folder."""
-    found = leftovers(folder)
+    found = leftovers(folder, deep=deep)
     folders = set(found)
     return [path for path in found if folders.isdisjoint(path.parents) and not _owner_lives(path)]
 

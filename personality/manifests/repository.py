@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from personality.manifests.atomic import TEMPORARY_PREFIX, write_bytes
+from personality.manifests.atomic import TEMPORARY_PREFIX, abandoned, write_bytes
 from personality.manifests.behavior_file import BehaviorFile
 from personality.manifests.config import FILE_NAME, Config
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
@@ -26,6 +26,9 @@ vectors/
 """
 
 Identified = TypeVar("Identified", Manifest, Version)
+
+
+_OWN = ("behaviors", "evals", "manifests", "tags", "vectors", "versions", ".persona")
 
 
 class Repository:
@@ -136,6 +139,11 @@ class Repository:
     def operations(self) -> list[Operation]:
         """The operation log, oldest first."""
         return [Operation.read(path) for path in _records(self.local / "ops", "*.json")]
+
+    def interrupted(self) -> list[Path]:
+        """What killed commands left behind, in the repository's own folders and, by exports, beside them."""
+        found = [path for name in _OWN for path in abandoned(self.root / name)]
+        return sorted(found + abandoned(self.root, deep=False))
 
     def vector_path(self, vector_id: str) -> Path:
         """Where a vector's tensors lie."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,10 @@ def _from_hub(source: str, revision: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        # A commit never changes: what is in the cache needs no question to the hub.
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(snapshot_download(source, revision=revision, local_files_only=True)), revision
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
     try:
         path = Path(snapshot_download(source, revision=revision or None, allow_patterns=patterns))

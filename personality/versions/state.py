@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from personality.manifests.atomic import abandoned
 from personality.manifests.errors import PersonaError
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
@@ -40,7 +39,7 @@ def repository_state(repository: Repository) -> State:
         # What the files mean cannot be told; what the newest version says still can.
         problem = f"{error.message} ({error.hint})" if error.hint else error.message
         tips = [history.label(tip) for tip in history.tips]
-        interrupted = len(abandoned(repository.root))
+        interrupted = len(repository.interrupted())
         return State(tips, history.tips[-1].personality, [], [problem], interrupted)
     matching = [tip for tip in history.tips if tip.personality.id == working.id]
     head = (matching or history.tips or [history.head()])[0]
@@ -54,5 +53,5 @@ def repository_state(repository: Repository) -> State:
         working=working,
         unsaved=compare_recipes(head.personality, working),
         problems=problems,
-        interrupted=len(abandoned(repository.root)),
+        interrupted=len(repository.interrupted()),
     )
