@@ -79,6 +79,14 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
                     f"it uses {use.label}, whose manifest is gone",
                     "restore it: `git checkout -- manifests`",
                 )
+    for tag, target in repository.tags().items():
+        if versions and target not in versions:
+            yield Finding(
+                f"tag {tag}",
+                "missing",
+                f"it points at {target[:12]}, which is gone",
+                "restore `versions/`, or tag anew",
+            )
     for folder in sorted((repository.local / "builds").glob("*")):
         if not folder.name.startswith(TEMPORARY_PREFIX):
             yield check_files(folder, f"build {folder.name}")

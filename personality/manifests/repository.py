@@ -102,12 +102,15 @@ class Repository:
         """What `persona.toml` says."""
         return Config.from_text(self.text(FILE_NAME) or "")
 
+    def behavior_names(self) -> list[str]:
+        """Behaviors that have a file, readable or not, sorted."""
+        return [_behavior_of(path) for path in _records(self.root / "behaviors", "*.toml")]
+
     def behaviors(self) -> dict[str, BehaviorFile]:
         """Every behavior's file, by name, sorted."""
         found = {}
-        for path in _records(self.root / "behaviors", "*.toml"):
-            name = _behavior_of(path)
-            relative = f"behaviors/{path.name}"
+        for name in self.behavior_names():
+            relative = f"behaviors/{name}.toml"
             found[name] = BehaviorFile.from_text(self.text(relative) or "", relative)
         return found
 

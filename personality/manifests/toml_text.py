@@ -25,7 +25,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise CorruptError(
             f"{source} is not valid TOML: {error}",
-            "mend that line; an earlier text is in git if you use it, else in .persona/ops",
+            "mend that line; for a behavior's file `persona restore head` takes its last readable text",
         ) from error
 
 

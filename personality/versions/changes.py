@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.composition.layering import layered_names
-from personality.manifests import behavior_file, config
+from personality.manifests import config
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
 from personality.manifests.config import Config
@@ -24,9 +24,9 @@ from personality.versions.recipe import (
     compare_recipes,
     find_vector,
     use_vector,
-    vector_label,
     working_personality,
 )
+from personality.versions.working_files import working_texts
 
 _GREATEST = 1e6
 """Norm of a change beyond which no model of any dtype is left; what training gives is nearer 1."""
@@ -147,7 +147,7 @@ def restore(repository: Repository, name: str, message: str = "") -> Recorded:
         label = history.label(target)
         if len(history.tips) == 1 and not compare_recipes(history.tips[0].personality, target.personality):
             # The newest version says the same already: only the files may need setting back.
-            done = commit(repository, f"restore {label}", _working_texts(repository, target.personality))
+            done = commit(repository, f"restore {label}", working_texts(repository, target.personality))
             return Recorded(history.tips[0], history.label(history.tips[0]), [], new=done is not None)
         return _record(repository, target.personality, f"restore {label}", message, parents=history.tips)
 
@@ -300,24 +300,6 @@ def _record(
             _check_buildable(repository, use, personality)
     version = history.next(personality, message or command, parents)
     texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
-    texts.update(_working_texts(repository, personality))
+    texts.update(working_texts(repository, personality))
     commit(repository, command, texts)
     return Recorded(version, History(repository).label(version), changes)
-
-
-def _working_texts(repository: Repository, personality: Personality) -> dict[str, str | None]:
-    """The hand-editable files so that they describe a personality; what already does is left as it is."""
-    texts: dict[str, str | None] = {}
-    settings = repository.text(config.FILE_NAME) or ""
-    if repository.config().composition.effective() != personality.composition.effective():
-        texts[config.FILE_NAME] = config.with_composition(settings, personality.composition)
-    behaviors = repository.behaviors()
-    for name in sorted({*behaviors, *(use.behavior for use in personality.uses)}):
-        path = f"behaviors/{name}.toml"
-        text = repository.text(path)
-        use = personality.use_of(name)
-        if use is not None:
-            texts[path] = behavior_file.with_use(text, use, vector_label(repository, use))
-        elif text is not None and behaviors[name].use is not None:
-            texts[path] = behavior_file.without_use(text)
-    return texts

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from personality.composition.opening import composer_of
-from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError, UsageError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError, PersonaError, UsageError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition, LayerRange
 from personality.manifests.repository import Repository
@@ -432,3 +432,18 @@ def test_undo_keeps_the_line_ends_and_comments_of_the_user(repository: Repositor
     assert b"# mine\r\n" in path.read_bytes()
     undo(repository)
     assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_read_is_set_back(repository: Repository) -> None:
+    """Its description and probes come from the last text that could be read, and `undo` brings the broken text back."""
+    add(repository, VectorLabel("listening"), 0.5)
+    path = repository.root / "behaviors/listening.toml"
+    good = path.read_text()
+    assert "probes" in good
+    path.write_text(good + "garbage = [")
+    with pytest.raises(CorruptError, match=r"behaviors/listening\.toml is not valid TOML"):
+        rescale(repository, "listening", 0.7)
+    restore(repository, "head")
+    assert path.read_text() == good
+    undo(repository)
+    assert path.read_text() == good + "garbage = ["
