@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ from personality.evaluation.scores import check_finite
 from personality.manifests.atomic import write_bytes
 from personality.manifests.canonical import short
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
-from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
 from personality.model import load_composed, load_model
-from personality.vectors.base import chat_template
+from personality.vectors.base import chat_template, model_config
 from personality.versions.history import History
-from personality.versions.recipe import find_vector
+from personality.versions.recipe import manifest_of
 
 TARGETS = ("hf", "vllm")
 CARD = "README.md"
@@ -110,8 +108,7 @@ def _check_target(folder: Path, target: str) -> tuple[str, ...]:
         raise PersonaError(f"there is no export target `{target}`", f"targets: {', '.join(TARGETS)}")
     if target == "hf":
         return ()
-    config = json.loads((folder / "config.json").read_bytes())
-    if not config.get("architectures"):
+    if not model_config(folder).get("architectures"):
         raise IncompatibleError(
             f"the base's config.json in {folder} names no `architectures`, by which vLLM chooses the model",
             "add it to the base's config.json before `persona init`, or export with `--to hf`",
@@ -159,7 +156,7 @@ def model_card(repository: Repository, version: Version) -> str:
     ]
     lines += ["", "## Behaviors", "", "| vector | scale | layers | how | id |", "|---|---|---|---|---|"]
     for use in personality.uses:
-        manifest = find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+        manifest = manifest_of(repository, use)
         where = str(use.layers) if use.layers else "all"
         lines.append(f"| {use.label} | {use.scale:g} | {where} | {manifest.making.how} | {short(use.vector)} |")
     if not personality.uses:

@@ -11,6 +11,7 @@ import typer
 
 from personality.cli.output import Output
 from personality.manifests.errors import NotFoundError
+from personality.manifests.operation import Operation
 from personality.manifests.repository import Repository
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object (schema persona/1), errors included.")]
@@ -95,4 +96,13 @@ def show_recorded(out: Output, recorded: Any) -> None:
             "changes": [change.as_json() for change in recorded.changes],
         },
         human,
+    )
+
+
+def show_operation(out: Output, operation: Operation) -> None:
+    """Print what `undo` or `redo` did."""
+    files = [change.path for change in operation.changes]
+    out.result(
+        {"operation": operation.command, "files": files},
+        lambda: out.line(f"{operation.command} ({len(files)} file{'' if len(files) == 1 else 's'})"),
     )

@@ -52,10 +52,8 @@ def evaluate(
     suite = suite_digest(probes)
     environment = {**build_environment(device()), "transformers": tool_versions()["transformers"]}
     key = Evaluation.key(version.personality.id, environment, suite, SEED)
-    # A restored version has another id and the same personality: what was measured on the one holds for the other.
-    known = [item for path in (repository.root / "evals").glob(f"*/{key}*.json") if (item := Evaluation.read(path))]
-    if known and not again:
-        return max(known, key=lambda item: item.time)
+    if not again and (known := repository.evaluations_of_run(key)):
+        return known[-1]
     composer = composer_of(repository, version.personality)
     model, tokenizer = load_composed(composer), load_tokenizer(composer.base.folder)
     with threads_for(model):
@@ -70,10 +68,7 @@ def evaluate(
         results=tuple(results),
         time=now(),
     )
-    # Append-only: measuring again writes beside what was measured before.
-    runs = len(list((repository.root / "evals" / version.id).glob(f"{key}*.json")))
-    name = f"{key}.json" if runs == 0 else f"{key}-{runs + 1}.json"
-    write_bytes(repository.root / "evals" / version.id / name, evaluation.to_bytes())
+    write_bytes(repository.new_evaluation_path(version.id, key), evaluation.to_bytes())
     return evaluation
 
 

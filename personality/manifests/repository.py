@@ -136,8 +136,20 @@ class Repository:
 
     def evaluations(self, version_id: str) -> list[Evaluation]:
         """The evaluations of a version, oldest first."""
-        found = [Evaluation.read(path) for path in _records(self.root / "evals" / version_id, "*.json")]
-        return sorted(found, key=lambda item: (item.time, item.id))
+        return _by_time(_records(self.root / "evals" / version_id, "*.json"))
+
+    def evaluations_of_run(self, key: str) -> list[Evaluation]:
+        """Every evaluation of one run (`Evaluation.key`), oldest first, whichever version it was made for.
+
+        A restored version has another id and the same personality: what was measured on the one holds for the other.
+        """
+        return _by_time(_records(self.root / "evals", f"*/{key}*.json"))
+
+    def new_evaluation_path(self, version_id: str, key: str) -> Path:
+        """Where to write an evaluation: evaluations are append-only, so a repeated run has a number of its own."""
+        folder = self.root / "evals" / version_id
+        runs = len(_records(folder, f"{key}*.json"))
+        return folder / (f"{key}.json" if runs == 0 else f"{key}-{runs + 1}.json")
 
     def operations(self) -> list[Operation]:
         """The operation log, oldest first."""
@@ -165,6 +177,10 @@ def _named_after_id(kind: type[Identified], folder: Path) -> list[Identified]:
             )
         found.append(record)
     return found
+
+
+def _by_time(paths: list[Path]) -> list[Evaluation]:
+    return sorted((Evaluation.read(path) for path in paths), key=lambda item: (item.time, item.id))
 
 
 def _records(folder: Path, pattern: str) -> list[Path]:

@@ -22,7 +22,7 @@ from personality.versions.history import History
 from personality.versions.recipe import (
     RecipeChange,
     compare_recipes,
-    find_vector,
+    manifest_of,
     use_vector,
     working_personality,
 )
@@ -143,7 +143,7 @@ def restore(repository: Repository, name: str, message: str = "") -> Recorded:
                 "vectors do not move to another base: make a repository for that base",
             )
         for use in target.personality.uses:
-            find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+            manifest_of(repository, use)
         label = history.label(target)
         if len(history.tips) == 1 and not compare_recipes(history.tips[0].personality, target.personality):
             # The newest version says the same already: only the files may need setting back.
@@ -254,7 +254,7 @@ def _in_use(personality: Personality, behavior: str) -> Use:
 
 def _check_buildable(repository: Repository, use: Use, personality: Personality) -> None:
     """A version that could never be built must not be recorded: is the vector here, for this base, and does it act?"""
-    manifest = find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+    manifest = manifest_of(repository, use)
     if manifest.base.fingerprint != personality.base.fingerprint:
         raise IncompatibleError(
             f"`{use.label}` was made for {manifest.base}, this repository uses {personality.base}",

@@ -39,6 +39,15 @@ def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
     return found[0]
 
 
+def manifest_of(repository: Repository, use: Use) -> Manifest:
+    """The manifest of the vector that a use names by its id.
+
+    Raises:
+        NotFoundError: when it is gone.
+    """
+    return find_vector(repository, VectorLabel(use.behavior, use.number, use.vector))
+
+
 def vector_label(repository: Repository, use: Use) -> str:
     """`listening@3`, or `listening@3:ab12` when two branches both made a number 3."""
     twins = [item for item in repository.manifests() if (item.behavior, item.number) == (use.behavior, use.number)]
