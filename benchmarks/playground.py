@@ -15,6 +15,7 @@ from benchmarks.table import median, show
 from personality.composition.opening import base_of, composer_of
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
+from personality.making.training_job import TrainingJob
 from personality.making.training_run import train_behavior
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.names import VectorLabel
@@ -60,15 +61,17 @@ class Bench:
         """Train `behavior`'s data under a name; returns the seconds of training."""
         chosen = {**self.repository.config().training, "seed": self.seed if seed is None else seed, **settings}
         general = self.root / general_file(behavior)
-        trained = train_behavior(
-            self.repository,
-            name,
-            self.root / f"data/{data or behavior}.jsonl",
-            general if chosen.get("general_ratio") != 0 else None,
-            make_settings(**chosen),
+        job = TrainingJob(
+            behavior=name,
+            data=self.root / f"data/{data or behavior}.jsonl",
+            general=general if chosen.get("general_ratio") != 0 else None,
+            settings=make_settings(**chosen),
             examples=count,
+            allow_repeats=True,
+            force=True,
             probe_rows=0,
         )
+        trained = train_behavior(self.repository, job)
         return trained.report.seconds
 
     def measure(self, uses: Sequence[tuple[str, float]], composition: Composition | None = None) -> Results:

@@ -11,6 +11,7 @@ from pathlib import Path
 from personality.builds.export import export
 from personality.composition.opening import composer_of
 from personality.composition.weight_diff import weight_diff
+from personality.making.training_job import TrainingJob
 from personality.making.training_run import train_behavior
 from personality.manifests.names import VectorLabel
 from personality.playground.repository import general_file, make_playground
@@ -24,15 +25,15 @@ def main(root: Path) -> None:
     repository = make_playground(root).repository
     settings = make_settings(**repository.config().training)
     for behavior in ("listening", "concise"):
-        trained = train_behavior(
-            repository,
-            behavior,
-            root / f"data/{behavior}.jsonl",
-            root / general_file(behavior),
-            settings,
+        job = TrainingJob(
+            behavior=behavior,
+            data=root / f"data/{behavior}.jsonl",
+            general=root / general_file(behavior),
+            settings=settings,
             examples=50,
             probe_rows=20,
         )
+        trained = train_behavior(repository, job)
         for probe, figures in trained.manifest.measures.items():
             print(f"{probe:22} {figures['passed before']:.0%} -> {figures['passed after']:.0%}")
         recorded = changes.add(repository, VectorLabel(behavior), scale=0.8)

@@ -85,10 +85,14 @@ def load_model(folder: Path) -> Any:
     return model.to(device()).eval()
 
 
-def load_composed(composer: Composer) -> Any:
-    """The composed version as a float32 model in evaluation mode; nothing is written to disk.
+def load_composed(composer: Composer, dtype: torch.dtype = torch.float32) -> Any:
+    """The composed version as a model in evaluation mode; nothing is written to disk.
 
     The weights are rounded to the base's dtype first, exactly as a build holds them.
+
+    Args:
+        composer: of the version.
+        dtype: in which the model computes.
 
     Raises:
         IncompatibleError: when the model class lacks some of the weights.
@@ -99,7 +103,7 @@ def load_composed(composer: Composer) -> Any:
     weights = {name: composer.tensor(name) for name in composer.base.specs}
     with _loading(folder):
         model, info = model_class(config).from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
         )
     tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     missing = set(info["missing_keys"]) - tied

@@ -103,6 +103,7 @@ def fine_tuned(base: Path, folder: Path, *, seed: int = 1, size: float = 0.02, o
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A playground repository with `listening@1` and `concise@1` trained on a few examples; copy it before writing."""
+    from personality.making.training_job import TrainingJob
     from personality.making.training_run import train_behavior
     from personality.manifests.repository import Repository
     from personality.playground.repository import general_file, make_playground
@@ -113,15 +114,15 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = Repository(root)
     settings = make_settings(**repository.config().training)
     for behavior in ("listening", "concise"):
-        train_behavior(
-            repository,
-            behavior,
-            root / f"data/{behavior}.jsonl",
-            root / general_file(behavior),
-            settings,
+        job = TrainingJob(
+            behavior=behavior,
+            data=root / f"data/{behavior}.jsonl",
+            general=root / general_file(behavior),
+            settings=settings,
             examples=40,
             probe_rows=0,
         )
+        train_behavior(repository, job)
     return root
 
 

@@ -19,6 +19,7 @@ from personality.evaluation.evaluate import compare_effects, evaluate
 from personality.evaluation.measure import measure
 from personality.evaluation.replies import replies
 from personality.evaluation.suite import Probe, read_suite
+from personality.making.training_job import TrainingJob
 from personality.making.training_run import Trained, train_behavior
 from personality.manifests.evaluation import Evaluation, ProbeResult
 from personality.manifests.names import VectorLabel
@@ -251,14 +252,17 @@ class Story:
     def _train(self, behavior: str, *, data: str = "", count: int | None = None, **options: object) -> Trained:
         settings = make_settings(**{**self._repository.config().training, **options})
         with self._out.progress(f"train {behavior}") as advance:
-            trained = train_behavior(
-                self._repository,
-                behavior,
-                self.root / f"data/{data or behavior}.jsonl",
-                self.root / general_file(behavior),
-                settings,
+            job = TrainingJob(
+                behavior=behavior,
+                data=self.root / f"data/{data or behavior}.jsonl",
+                general=self.root / general_file(behavior),
+                settings=settings,
                 examples=count,
                 probe_rows=0,
+            )
+            trained = train_behavior(
+                self._repository,
+                job,
                 on_step=lambda step: advance(step.step, step.steps, f"loss {step.loss:.3f}"),
             )
         report = trained.report

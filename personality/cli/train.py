@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,107 +12,328 @@ from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.tables import P_MEANS, measure_rows
 from personality.manifests.errors import UsageError
 
+if TYPE_CHECKING:
+    from personality.making.training_job import AvoidOptions, TrainingJob
+    from personality.making.training_run import Trained
+    from personality.manifests.repository import Repository
+
+_DATA, _OBJECTIVE, _WEIGHTS, _WATCH, _RUN = "Data", "Objective and optimizer", "What is trained", "Guards", "Run"
+
 
 @examples(
     "persona train listening --data listening.jsonl --general general.jsonl",
-    "persona train concise --data concise.jsonl --general general.jsonl --method sft --lr 2e-5",
-    "persona train warm --data warm.jsonl --general general.jsonl --optimizer apollo-mini --examples 50",
+    "persona train concise --data concise.jsonl --general general.jsonl --method dpo --lora 16",
+    "persona train listening --resume",
 )
 def train(
     behavior: Annotated[str, typer.Argument(help="Name of the behavior.")],
-    data: Annotated[Path, typer.Option(help="JSONL of examples: prompt, chosen, rejected, side.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of examples: prompt, chosen, rejected, side.", show_default=False, rich_help_panel=_DATA
+        ),
+    ] = None,
     general: Annotated[
-        Path | None, typer.Option(help="JSONL of general examples, against forgetting.", show_default=False)
-    ] = None,
-    method: Annotated[Literal["sft", "orpo"] | None, typer.Option(help="Objective.", show_default="orpo")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="by model size")] = None,
-    optimizer: Annotated[
-        Literal["apollo", "apollo-mini", "adamw"] | None, typer.Option(help="Optimizer.", show_default="apollo")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of Apollo's projection.", show_default="256")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples in a batch, general ones included.", show_default="5")
+        Path | None,
+        typer.Option(
+            help="JSONL of general examples, against forgetting.", show_default=False, rich_help_panel=_DATA
+        ),
     ] = None,
     general_ratio: Annotated[
-        float | None, typer.Option(help="General examples per example of the behavior.", show_default="0.25")
+        float | None,
+        typer.Option(
+            help="General examples per example of the behavior.", show_default="0.25", rich_help_panel=_DATA
+        ),
     ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest dialogue, in tokens.", show_default="2048")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order and projections.", show_default="0")] = None,
-    train_embeddings: Annotated[bool, typer.Option("--train-embeddings", help="Train embeddings too.")] = False,
-    train_norms: Annotated[bool, typer.Option("--train-norms", help="Train normalization weights too.")] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Save memory, take more time.")
-    ] = False,
     example_count: Annotated[
-        int | None, typer.Option("--examples", min=1, help="Use only so many, from the top.", show_default="all")
+        int | None,
+        typer.Option("--examples", min=1, help="Use only so many.", show_default="all", rich_help_panel=_DATA),
     ] = None,
-    probe_rows: Annotated[int, typer.Option(min=0, help="Rows per probe measured before and after; 0 for none.")] = 40,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many at the top.", rich_help_panel=_DATA)] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Leave out examples that were trained on before.", rich_help_panel=_DATA)
+    ] = False,
+    allow_repeats: Annotated[
+        bool, typer.Option("--allow-repeats", help="Train on examples a second time.", rich_help_panel=_DATA)
+    ] = False,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Longest dialogue, in tokens.", show_default="2048", rich_help_panel=_DATA),
+    ] = None,
+    method: Annotated[
+        Literal["sft", "dpo", "orpo", "sft-dpo"] | None,
+        typer.Option(help="Objective.", show_default="orpo", rich_help_panel=_OBJECTIVE),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate.", show_default="by objective and model size", rich_help_panel=_OBJECTIVE
+        ),
+    ] = None,
+    dpo_lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the second phase of sft-dpo.",
+            show_default="by model size",
+            rich_help_panel=_OBJECTIVE,
+        ),
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="DPO's beta.", show_default="0.01", rich_help_panel=_OBJECTIVE)
+    ] = None,
+    orpo_lambda: Annotated[
+        float | None,
+        typer.Option(help="Weight of ORPO's odds ratio.", show_default="0.1", rich_help_panel=_OBJECTIVE),
+    ] = None,
+    optimizer: Annotated[
+        Literal["apollo", "apollo-mini", "adamw"] | None,
+        typer.Option(help="Optimizer.", show_default="apollo", rich_help_panel=_OBJECTIVE),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of Apollo's projection.", show_default="256", rich_help_panel=_OBJECTIVE),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples in a batch, general ones included.", show_default="5", rich_help_panel=_OBJECTIVE
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of order and projections.", show_default="0", rich_help_panel=_OBJECTIVE)
+    ] = None,
+    contrastive: Annotated[
+        bool,
+        typer.Option(
+            "--contrastive",
+            help="Train toward and away from the behavior, keep the difference.",
+            rich_help_panel=_OBJECTIVE,
+        ),
+    ] = False,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train adapters of this rank.", show_default=False, rich_help_panel=_WEIGHTS),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train only these groups, such as attention.q or gdn; may be repeated.",
+            show_default=False,
+            rich_help_panel=_WEIGHTS,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Train only these layers, such as 10-20.", show_default=False, rich_help_panel=_WEIGHTS),
+    ] = None,
+    train_embeddings: Annotated[
+        bool, typer.Option("--train-embeddings", help="Train embeddings too.", rich_help_panel=_WEIGHTS)
+    ] = False,
+    train_norms: Annotated[
+        bool, typer.Option("--train-norms", help="Train normalization weights too.", rich_help_panel=_WEIGHTS)
+    ] = False,
+    weights: Annotated[
+        Literal["float32", "bf16-compensated", "bf16-stochastic", "bf16"] | None,
+        typer.Option(
+            help="How trained weights are kept in memory.", show_default="float32", rich_help_panel=_WEIGHTS
+        ),
+    ] = None,
+    context: Annotated[
+        Literal["full", "frozen"] | None,
+        typer.Option(
+            help="Whether gradients flow through the prompts too.", show_default="full", rich_help_panel=_WEIGHTS
+        ),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Save memory, take more time.", rich_help_panel=_WEIGHTS),
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Diagnose first.", rich_help_panel=_WATCH)
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train even on no-go.", rich_help_panel=_WATCH)
+    ] = False,
+    guard: Annotated[
+        bool | None,
+        typer.Option(
+            "--guard/--no-guard", help="Stop at the first sign of collapse.", show_default="guard", rich_help_panel=_WATCH
+        ),
+    ] = None,
+    avoid: Annotated[
+        str | None,
+        typer.Option(
+            help="Vector whose direction the updates are kept out of.", show_default=False, rich_help_panel=_WATCH
+        ),
+    ] = None,
+    avoid_top: Annotated[
+        int, typer.Option(min=0, help="Singular vectors that the direction is reduced to; 0: all.", rich_help_panel=_WATCH)
+    ] = 16,
+    avoid_two_sided: Annotated[
+        bool,
+        typer.Option("--avoid-two-sided", help="Remove movements away from it too.", rich_help_panel=_WATCH),
+    ] = False,
+    keep_magnitude: Annotated[
+        bool, typer.Option("--keep-magnitude", help="Keep the length of projected updates.", rich_help_panel=_WATCH)
+    ] = False,
+    placebo: Annotated[
+        bool,
+        typer.Option("--placebo/--no-placebo", help="With --avoid, also avoid a random direction.", rich_help_panel=_WATCH),
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_RUN)
+    ] = False,
+    check_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between checkups; each is followed by a checkpoint.",
+            show_default="a fifth of the run",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    probe_rows: Annotated[
+        int, typer.Option(min=0, help="Rows per probe measured before and after; 0 for none.", rich_help_panel=_RUN)
+    ] = 40,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(help="Folder for TensorBoard's files.", show_default=False, rich_help_panel=_RUN),
+    ] = None,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
-) -> None:
-    """Train one behavior on the base with Apollo, in one pass, and store the difference as a vector.
+) -> int:
+    """Train one behavior on the base, in one pass, and store the difference as a vector.
 
-    Defaults can be set under [training] in persona.toml.
+    Diagnosed before, guarded during, judged after. Defaults can be set under [training] in persona.toml. The same command
+    goes on with a run that was interrupted. Under `accelerate launch` several processes share every batch.
     """
-    from personality.making.training_run import train_behavior
-    from personality.vectors.training.settings import make_settings
+    from personality.making.run_folder import unfinished_run
+    from personality.making.training_job import TrainingJob
+    from personality.making.training_run import check_general, train_behavior
+    from personality.vectors.training.settings import fitting, make_settings
 
     out = Output("train", as_json=as_json)
     repository = open_repository(directory)
-    given: dict[str, Any] = {
-        "method": method,
-        "lr": lr,
-        "optimizer": optimizer,
-        "rank": rank,
-        "batch_size": batch_size,
-        "general_ratio": general_ratio,
-        "max_length": max_length,
-        "seed": seed,
-        "train_embeddings": train_embeddings or None,
-        "train_norms": train_norms or None,
-        "gradient_checkpointing": gradient_checkpointing or None,
-    }
-    chosen = {**repository.config().training, **{name: value for name, value in given.items() if value is not None}}
-    settings = make_settings(**chosen)
-    if general is None and settings.general_ratio > 0:
-        raise UsageError(
-            "no general data: training on one behavior alone makes a model forget the rest",
-            "give `--general FILE`, or say that you want it so with `--general-ratio 0`",
+    if resume:
+        if data is not None or general is not None:
+            raise UsageError(
+                "--resume goes on with a run's own data and settings", "leave out `--data` and the other options"
+            )
+        job = unfinished_run(repository, behavior).job
+    else:
+        if data is None:
+            raise UsageError("no data to train on", "give `--data FILE`, or `--resume` an interrupted run")
+        given: dict[str, Any] = {
+            "method": method,
+            "lr": lr,
+            "dpo_lr": dpo_lr,
+            "dpo_beta": beta,
+            "orpo_lambda": orpo_lambda,
+            "optimizer": optimizer,
+            "rank": rank,
+            "batch_size": batch_size,
+            "general_ratio": general_ratio,
+            "max_length": max_length,
+            "seed": seed,
+            "lora_rank": lora,
+            "only": tuple(only) if only else None,
+            "layers": layers,
+            "train_embeddings": train_embeddings or None,
+            "train_norms": train_norms or None,
+            "weights": weights,
+            "context": context,
+            "gradient_checkpointing": gradient_checkpointing or None,
+            "guard": guard,
+            "check_every": check_every,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        job = TrainingJob(
+            behavior=behavior,
+            data=data.absolute(),
+            general=general.absolute() if general is not None else None,
+            settings=make_settings(**fitting(repository.config().training, given)),
+            skip=skip,
+            examples=example_count,
+            fresh=fresh,
+            allow_repeats=allow_repeats,
+            contrastive=contrastive,
+            avoid=_avoid(repository, avoid, avoid_two_sided, keep_magnitude, avoid_top, placebo),
+            preflight=preflight,
+            force=force,
+            probe_rows=probe_rows,
         )
-    if general is not None and general.resolve() == data.resolve():
-        raise UsageError(
-            f"{data} is given both as the behavior's data and as general data", "general data is other data"
-        )
+        check_general(job)
     with out.progress(f"train {behavior}") as advance:
         trained = train_behavior(
             repository,
-            behavior,
-            data,
-            general,
-            settings,
-            examples=example_count,
-            probe_rows=probe_rows,
+            job,
+            tensorboard=tensorboard,
             on_stage=lambda stage: advance(0, 1, stage),
             on_step=lambda step: advance(step.step, step.steps, _step_text(step)),
         )
+    _show(out, job, trained)
+    return 3 if trained.report.sign is not None else 0
+
+
+def _avoid(
+    repository: Repository, label: str | None, two_sided: bool, keep_magnitude: bool, top: int, placebo: bool
+) -> AvoidOptions | None:
+    from personality.making.training_job import AvoidOptions
+    from personality.manifests.names import VectorLabel
+    from personality.versions.recipe import find_vector
+
+    if label is None:
+        return None
+    manifest = find_vector(repository, VectorLabel.parse(label))
+    return AvoidOptions(
+        vector=manifest.id,
+        label=manifest.label,
+        two_sided=two_sided,
+        keep_magnitude=keep_magnitude,
+        top=top or None,
+        placebo=placebo,
+    )
+
+
+def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
+    """The result of a run, for people and for programs."""
     manifest, report = trained.manifest, trained.report
-    rounding = manifest.rounding
+    rounding, record = manifest.rounding, manifest.making.training
+    assert record is not None
 
     def human() -> None:
         word = "" if trained.new else " (it was there already: same data, settings and seed)"
         out.line(f"{manifest.label}{word}", "bold")
+        if trained.preflight is not None:
+            out.line(f"  preflight: {trained.preflight.verdict}")
         used = sides_text(report.sides)
         of_behavior = f"{report.behavior_examples} examples{f' ({used})' if used else ''}"
-        out.line(f"  {of_behavior} + {report.general_examples} general, {report.steps} steps, {report.seconds:.2f} s")
-        out.line(f"  {settings.method} by {settings.optimizer}, learning rate {report.settings.lr:g}")
+        out.line(f"  {of_behavior} + {report.general_examples} general, {record.steps} steps, {report.seconds:.2f} s")
+        rates = f"learning rate {report.settings.lr:g}"
+        if report.settings.method == "sft-dpo":
+            rates += f", then {report.settings.dpo_lr:g}"
+        out.line(f"  {report.settings.method} by {report.settings.optimizer}, {rates}")
         out.line(f"  {len(manifest.tensors)} tensors, {size(manifest.bytes)}, norm {manifest.norm:.4g}")
         out.line(
             f"  after rounding to the base's dtype {percent(rounding.share_changed)} of the touched elements change, "
             f"cosine to the update {rounding.cosine:.3f}"
         )
+        if record.updates is not None:
+            out.line(
+                f"  weights kept in bfloat16: {percent(record.updates.share_changed)} of the steps' changes arrived, "
+                f"cosine {record.updates.cosine:.3f}"
+            )
+        if record.avoided is not None:
+            _show_avoided(out, record.avoided)
         if manifest.measures:
             out.table(["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, "  "))
             out.note(P_MEANS)
+        if record.health:
+            out.line(f"  held-out general text: {_health_text(record.health)}")
+        if record.verdict:
+            out.line(f"  verdict: {record.verdict}", "bold")
+            for sentence in record.advice:
+                out.line(f"    {sentence}")
         out.note(f"next: persona add {manifest.label} --scale 0.8")
 
     out.result(
@@ -120,18 +341,52 @@ def train(
             "vector": manifest.as_json(),
             "new": trained.new,
             "seconds": report.seconds,
-            "steps": report.steps,
+            "steps": record.steps,
             "losses": list(report.losses),
         },
         human,
     )
+    if record.stopped is not None:
+        out.warn(
+            f"stopped at step {record.stopped['step']} of {report.reports[-1].steps}: {record.stopped['text']}; "
+            f"kept is the state after step {record.steps}"
+        )
+    if trained.preflight is not None:
+        for finding in (*trained.preflight.of_level("no-go"), *trained.preflight.of_level("change")):
+            out.warn(f"{finding.text}; {finding.advice}" if finding.advice else finding.text)
     if rounding.warning_due:
         out.warn(
             f"much of this update is lost when it is rounded (cosine {rounding.cosine:.2f}): "
             "use a larger learning rate, or more examples"
         )
+    if record.updates is not None and record.updates.cosine < 0.9:
+        out.warn(
+            f"weights kept in plain bfloat16 lost most of this training (cosine {record.updates.cosine:.2f}): steps at "
+            f"learning rate {report.settings.lr:g} are below its precision; use `--weights float32`, bf16-compensated or "
+            "bf16-stochastic"
+        )
+
+
+def _show_avoided(out: Output, avoided: dict[str, Any]) -> None:
+    """What the projection did, beside what a random direction did."""
+    for name, word in (("toward", avoided["label"]), ("placebo", "a random direction")):
+        cosines = avoided.get(f"{name} cosines")
+        if cosines is not None:
+            out.line(f"  updates along {word}: cosine {cosines['in']:+.4f} before projection, {cosines['out']:+.4f} after")
+    if "placebo measures" in avoided:
+        out.line("  with the random direction instead:")
+        out.table(
+            ["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(avoided["placebo measures"], "  ")
+        )
+
+
+def _health_text(health: dict[str, float]) -> str:
+    before = f"{health['nll before']:.3f} → " if "nll before" in health else ""
+    kl = f", KL from the base {health['kl']:.4f}" if "kl" in health else ""
+    return f"{before}{health['nll after']:.3f} nats per token{kl}"
 
 
 def _step_text(step: Any) -> str:
     margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
-    return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}"
+    speed = f", {step.tokens / step.seconds:.0f} tokens/s" if step.seconds and step.step == 1 else ""
+    return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}{speed}"

@@ -1,35 +1,51 @@
-"""`train`: a behavior's examples become a vector of this base, measured before and after."""
+"""`train`: a behavior's examples become a vector of this base: diagnosed before, guarded during, judged after."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
+from personality import processes
+from personality.composition.composer import Composer
 from personality.composition.opening import composer_of
 from personality.environment import tool_versions
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
+from personality.making.arm import Arm, Bench, avoidance, fresh_model, save_weights, subtract, swapped
+from personality.making.checkups import Checkups
+from personality.making.health import Health, measure_health
+from personality.making.run_folder import RunFolder, run_folder
+from personality.making.training_data import TrainingData, read_data
+from personality.making.training_job import TrainingJob
 from personality.making.vector_records import record_vector
-from personality.manifests.atomic import TEMPORARY_PREFIX
-from personality.manifests.errors import DataError, PersonaError
+from personality.making.verdict import Judgment, judge
+from personality.manifests.errors import PersonaError, UsageError
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.manifest import DataUsed, Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
+from personality.manifests.training_record import TrainingRecord, UpdateMeter
 from personality.model import load_composed, load_tokenizer, threads_for
+from personality.preflight.findings import Preflight
+from personality.preflight.preflight import run_preflight
+from personality.vectors.adapter import store_adapter
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
-from personality.vectors.training.examples import Example, digest_examples, read_examples
-from personality.vectors.training.run import TrainingReport, fine_tune
-from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import StepReport
+from personality.vectors.task_vector import open_task_vector
+from personality.vectors.training.examples import digest_examples, example_digest
+from personality.vectors.training.run import InterruptedRunError, TrainingReport
+from personality.vectors.training.run_log import RunLog
+from personality.vectors.training.trainer import DivergedError, StepReport
+
+
+class NoGoError(PersonaError):
+    """The diagnosis before training says that it will not give what is wanted."""
+
+    kind = "preflight"
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -39,154 +55,294 @@ class Trained:
     Attributes:
         manifest: of the vector.
         new: False when the same vector was there already (the same data, settings and seed).
-        report: of the run.
+        report: of the run (toward the behavior, for a contrastive vector).
+        preflight: the diagnosis; None when it was left out.
     """
 
     manifest: Manifest
     new: bool
     report: TrainingReport
+    preflight: Preflight | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a model does, on the probes and on held-out general text."""
+
+    probes: list[ProbeResult]
+    health: Health | None
 
 
 def train_behavior(
     repository: Repository,
-    behavior: str,
-    data: Path,
-    general: Path | None,
-    settings: TrainSettings,
+    job: TrainingJob,
     *,
-    examples: int | None = None,
-    probe_rows: int | None = 40,
+    tensorboard: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> Trained:
-    """Train a behavior on the repository's base and store the difference as a vector.
+    """Train a behavior on the repository's base and store what changed as a vector.
 
-    The base is trained in float32, whatever its own dtype, so that small steps are not rounded away. The lock is held
-    only while the result is stored; an interruption before that leaves the repository as it was.
+    The lock is held only while the result is stored. An interruption before that leaves the repository as it was, and a
+    run that an equal job goes on with.
 
     Args:
         repository: where.
-        behavior: its name.
-        data: JSONL of examples, with `rejected` replies for ORPO.
-        general: JSONL of general examples; None only with `settings.general_ratio` 0.
-        settings: hyper-parameters.
-        examples: use only so many from the beginning of `data`.
-        probe_rows: rows of each probe for the measures before and after; 0 for none.
+        job: what to do.
+        tensorboard: folder for TensorBoard's event files.
         on_stage: told what is being done.
         on_step: told of each training step.
 
     Raises:
         DataError: for data that cannot be used, naming file and line.
-        PersonaError: when the run diverges; nothing is stored.
+        NoGoError: when the diagnosis advises against it and `job.force` is false.
+        DivergedError: when the run collapses before there is a good state; nothing is stored.
+        InterruptedRunError: when somebody stopped it; an equal job goes on.
     """
-    check_behavior_name(behavior)
+    check_behavior_name(job.behavior)
     told = on_stage or (lambda stage: None)
-    wanted = read_examples(data, need_rejected=settings.method == "orpo")
-    if examples is not None:
-        if examples > len(wanted):
-            raise DataError(f"{data} has {len(wanted)} examples, not {examples}", "ask for fewer, or write more")
-        wanted = wanted[:examples]
-    others = read_examples(general, need_rejected=False) if general else []
-    probes = _probes(repository, behavior, probe_rows)
+    processes.join()
+    data = read_data(repository, job)
     told("loading the base")
     # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
     composer = composer_of(repository, Personality(base=repository.config().base))
-    base = composer.base
-    model, tokenizer = load_composed(composer), load_tokenizer(base.folder)
-    told("measuring the base")
-    with threads_for(model):
-        before = measure(model, tokenizer, probes)
-    work = repository.local / "tmp" / f"{TEMPORARY_PREFIX}train-{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(composer.base.folder)
+    base = load_composed(composer)
+    probes = _probes(repository, job)
+    with threads_for(base):
+        diagnosis = _diagnose(base, tokenizer, data, job, probes, told)
+        told("measuring the base")
+        before = _Measured(measure(base, tokenizer, probes), measure_health(base, tokenizer, data.held_out))
+        checkups = _checkups(base, tokenizer, data, job)
+    del base
+    folder = _folder(repository, job, data)
+    told("training")
+    resume = _begin(folder, job)
+    main = processes.rank() == 0
+    log = RunLog(folder.log, tensorboard) if main else None
+    bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, resume)
     try:
-        told("training")
-        with threads_for(model):
-            report = fine_tune(model, tokenizer, wanted, others, settings, work_dir=work, on_step=on_step)
-            told("measuring the result")
-            after = measure(model, tokenizer, probes)
-        told("storing the vector")
-        # save_pretrained turns the model's own layout (packed experts, say) back into the checkpoint's keys.
-        _save(model, work / "tuned")
-        del model
-        with repository.writing():
-            stored = store_difference(repository, base, Checkpoint(work / "tuned"), trained_here=True)
-            making = _making(report, data, general, wanted, others)
-            description = _description(repository, behavior)
-            manifest, new = record_vector(
-                repository,
-                behavior,
-                repository.config().base,
-                stored,
-                making,
-                command=f"train {behavior} --data {data.name}",
-                description=description,
-                measures=_measures(before, after),
-            )
+        arms = _train_arms(repository, bench, job, data, folder.path, told)
+    except DivergedError:
+        folder.discard()
+        raise
+    except InterruptedRunError as error:
+        error.hint = f"go on where it stopped: `persona train {job.behavior} --resume`"
+        raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return Trained(manifest, new, report)
+        if log is not None:
+            log.close()
+    told("measuring the result")
+    result = arms["toward"]
+    after = {name: _measure_arm(arm, tokenizer, probes, data, checkups) for name, arm in arms.items()}
+    if not main:
+        processes.wait_for_all()
+        return Trained(Manifest.read(repository.manifest_path(folder.vector)), True, result.report, diagnosis)
+    judgment = judge(before.probes, after["toward"].probes, before.health, after["toward"].health, result.report)
+    record = _record(job, folder, data, diagnosis, before, arms, after, judgment)
+    told("storing the vector")
+    manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
+    folder.finish(manifest.id)
+    processes.wait_for_all()
+    return Trained(manifest, new, result.report, diagnosis)
 
 
-def _save(model: Any, folder: Path) -> None:
-    """Write the trained weights.
-
-    Raises:
-        PersonaError: when the disk is full.
-    """
-    try:
-        model.save_pretrained(str(folder))
-    except (OSError, SafetensorError) as error:
-        raise PersonaError(
-            f"cannot write the trained weights to {folder}: {error}",
-            "free some room (four bytes a parameter are needed for a moment), then train again",
-        ) from error
-
-
-def _probes(repository: Repository, behavior: str, rows: int | None) -> list[Probe]:
+def _probes(repository: Repository, job: TrainingJob) -> list[Probe]:
     """The behavior's own probes and the general suite, where there are any."""
-    if rows == 0:
+    if job.probe_rows == 0:
         return []
-    known = [behavior] if behavior in repository.behaviors() else []
-    return read_suite(repository, known, rows)
+    known = [job.behavior] if job.behavior in repository.behaviors() else []
+    return read_suite(repository, known, job.probe_rows)
 
 
-def _description(repository: Repository, behavior: str) -> str:
-    file = repository.behaviors().get(behavior)
-    return file.description if file else ""
-
-
-def _making(
-    report: TrainingReport,
-    data: Path,
-    general: Path | None,
-    wanted: Sequence[Example],
-    others: Sequence[Example],
-) -> Making:
-    used = [
-        DataUsed(
-            role="behavior",
-            name=data.name,
-            digest=digest_examples(wanted),
-            examples=report.behavior_examples,
-            sides=report.sides,
+def _diagnose(
+    base: Any, tokenizer: Any, data: TrainingData, job: TrainingJob, probes: list[Probe], told: Callable[[str], None]
+) -> Preflight | None:
+    if not job.preflight:
+        return None
+    told("diagnosing data and base")
+    general = [*data.general, *data.held_out]
+    found = run_preflight(base, tokenizer, data.behavior, general, job.settings, probes=probes, seed=job.settings.seed)
+    if found.verdict == "no-go" and not job.force:
+        reasons = "; ".join(finding.text for finding in found.of_level("no-go"))
+        advice = "; ".join(finding.advice for finding in found.of_level("no-go") if finding.advice)
+        raise NoGoError(
+            f"the preflight says no-go: {reasons}",
+            f"{advice}. All of it: `persona preflight {job.behavior} --data {job.data}`; train all the same: `--force`",
         )
-    ]
-    if general is not None:
-        used.append(
-            DataUsed(
-                role="general",
-                name=general.name,
-                digest=digest_examples(others),
-                examples=report.general_examples,
-            )
+    return found
+
+
+def _checkups(base: Any, tokenizer: Any, data: TrainingData, job: TrainingJob) -> Checkups | None:
+    """What the guard compares the model with; None without any general text."""
+    if not data.unseen or not job.settings.guard:
+        return None
+    prompts = [*data.behavior[:4], *data.unseen[:4]]
+    return Checkups(base, tokenizer, data.unseen, prompts, max_length=job.settings.max_length)
+
+
+def _folder(repository: Repository, job: TrainingJob, data: TrainingData) -> RunFolder:
+    behavior, general = digest_examples(data.behavior), digest_examples([*data.general, *data.held_out])
+    return run_folder(repository, job.key(repository.config().base.fingerprint, behavior, general, tool_versions()))
+
+
+def _begin(folder: RunFolder, job: TrainingJob) -> bool:
+    """Make the run's folder, once for all processes; True when there is something in it to go on with."""
+    resume = folder.unfinished
+    processes.wait_for_all()
+    if processes.rank() == 0:
+        folder.begin(job)
+    processes.wait_for_all()
+    return resume
+
+
+def _train_arms(
+    repository: Repository,
+    bench: Bench,
+    job: TrainingJob,
+    data: TrainingData,
+    folder: Path,
+    told: Callable[[str], None],
+) -> dict[str, Arm]:
+    """Train what the job asks for: `toward` always; `away`, or a `placebo` for comparison."""
+    make, placebo = None, None
+    if job.avoid is not None:
+        vector = open_task_vector(repository, job.avoid.vector, job.avoid.label)
+        make = avoidance(vector, bench.composer, job.avoid)
+        placebo = avoidance(vector, bench.composer, job.avoid, placebo_seed=job.settings.seed)
+    arms = {"toward": bench.train(data.behavior, folder / "toward", make)}
+    if job.contrastive:
+        told("training away from the behavior")
+        arms["away"] = bench.train(swapped(data.behavior), folder / "away", make)
+        start = None if job.settings.lora_rank is not None else fresh_model(bench.composer, job.settings)
+        subtract(arms["toward"].model, arms["away"].model, start)
+    elif job.avoid is not None and job.avoid.placebo:
+        told("training the placebo")
+        arms["placebo"] = bench.train(data.behavior, folder / "placebo", placebo)
+    return arms
+
+
+def _measure_arm(
+    arm: Arm, tokenizer: Any, probes: list[Probe], data: TrainingData, checkups: Checkups | None
+) -> _Measured:
+    model = arm.model.eval()
+    with threads_for(model):
+        kl = checkups.measure(model, arm.report.steps).kl if checkups is not None else None
+        return _Measured(measure(model, tokenizer, probes), measure_health(model, tokenizer, data.held_out, kl))
+
+
+def _store(
+    repository: Repository,
+    composer: Composer,
+    job: TrainingJob,
+    data: TrainingData,
+    arm: Arm,
+    record: TrainingRecord,
+    folder: Path,
+    before: _Measured,
+    after: _Measured,
+) -> tuple[Manifest, bool]:
+    """Store the trained weights' difference, or the adapter, and its manifest."""
+    tuned = folder / "tuned"
+    # save_pretrained turns the model's own layout (packed experts, say) back into the checkpoint's keys.
+    save_weights(arm.model, tuned)
+    with repository.writing():
+        if job.settings.lora_rank is not None:
+            stored = store_adapter(repository, composer.base, tuned)
+        else:
+            stored = store_difference(repository, composer.base, Checkpoint(tuned), trained_here=True)
+        known = repository.behaviors().get(job.behavior)
+        return record_vector(
+            repository,
+            job.behavior,
+            repository.config().base,
+            stored,
+            Making(
+                how="train",
+                settings=arm.report.settings.model_dump(mode="json"),
+                data=_data_used(job, data, arm.report),
+                tools=tool_versions(),
+                seconds=round(arm.report.seconds, 3),
+                training=record,
+            ),
+            command=f"train {job.behavior} --data {job.data.name}",
+            description=known.description if known else "",
+            measures=_measures(before.probes, after.probes),
+            lineage=(job.avoid.vector,) if job.avoid is not None else (),
         )
-    return Making(
-        how="train",
-        settings=report.settings.model_dump(mode="json"),
-        data=tuple(used),
-        tools=tool_versions(),
-        seconds=round(report.seconds, 3),
+
+
+def _data_used(job: TrainingJob, data: TrainingData, report: TrainingReport) -> tuple[DataUsed, ...]:
+    used = DataUsed(
+        role="behavior",
+        name=job.data.name,
+        digest=digest_examples(data.behavior),
+        examples=report.behavior_examples,
+        sides=report.sides,
+        ledger=tuple(sorted(example_digest(example) for example in data.behavior)),
     )
+    if job.general is None:
+        return (used,)
+    general = DataUsed(
+        role="general",
+        name=job.general.name,
+        digest=digest_examples([*data.general, *data.held_out]),
+        examples=report.general_examples,
+    )
+    return (used, general)
+
+
+def _record(
+    job: TrainingJob,
+    folder: RunFolder,
+    data: TrainingData,
+    diagnosis: Preflight | None,
+    before: _Measured,
+    arms: dict[str, Arm],
+    after: dict[str, _Measured],
+    judgment: Judgment,
+) -> TrainingRecord:
+    report, survival = arms["toward"].report, arms["toward"].report.survival
+    health = after["toward"].health
+    arm_records = {
+        name: {
+            "steps": arm.report.steps,
+            "stopped": asdict(arm.report.sign) if arm.report.sign is not None else None,
+            "loss": round(arm.report.losses[-1], 4),
+        }
+        for name, arm in arms.items()
+        if job.contrastive
+    }
+    return TrainingRecord(
+        run=folder.id,
+        steps=report.steps,
+        processes=processes.world(),
+        repeated=data.repeated,
+        preflight=diagnosis.as_json() if diagnosis is not None else {},
+        forced=diagnosis is not None and diagnosis.verdict == "no-go",
+        stopped=asdict(report.sign) if report.sign is not None else None,
+        guard=report.guard,
+        updates=UpdateMeter(share_changed=survival.share_changed, cosine=survival.cosine) if survival else None,
+        avoided=_avoided(job, before, arms, after),
+        arms=arm_records,
+        health=health.since(before.health) if health is not None else {},
+        verdict=judgment.verdict,
+        advice=judgment.advice,
+    )
+
+
+def _avoided(
+    job: TrainingJob, before: _Measured, arms: dict[str, Arm], after: dict[str, _Measured]
+) -> dict[str, Any] | None:
+    if job.avoid is None:
+        return None
+    found: dict[str, Any] = job.avoid.as_json()
+    for name, arm in arms.items():
+        if arm.cosines is not None:
+            found[f"{name} cosines"] = {"in": round(arm.cosines[0], 6), "out": round(arm.cosines[1], 6)}
+    if "placebo" in after:
+        found["placebo measures"] = _measures(before.probes, after["placebo"].probes)
+    return found
 
 
 def _measures(before: Sequence[ProbeResult], after: Sequence[ProbeResult]) -> dict[str, dict[str, float]]:
@@ -203,3 +359,20 @@ def _measures(before: Sequence[ProbeResult], after: Sequence[ProbeResult]) -> di
             figures |= {"margin before": old.margin.value, "margin after": new.margin.value}
         found[old.probe] = {name: round(value, 4) for name, value in figures.items()}
     return found
+
+
+def check_general(job: TrainingJob) -> None:
+    """Refuse a job that would train on one behavior alone without saying so.
+
+    Raises:
+        UsageError: no general data, or the behavior's own data in its place.
+    """
+    if job.general is None and job.settings.general_ratio > 0:
+        raise UsageError(
+            "no general data: training on one behavior alone makes a model forget the rest",
+            "give `--general FILE`, or say that you want it so with `--general-ratio 0`",
+        )
+    if job.general is not None and job.general.resolve() == job.data.resolve():
+        raise UsageError(
+            f"{job.data} is given both as the behavior's data and as general data", "general data is other data"
+        )

@@ -22,6 +22,7 @@ def record_vector(
     command: str,
     description: str = "",
     measures: dict[str, dict[str, float]] | None = None,
+    lineage: tuple[str, ...] = (),
 ) -> tuple[Manifest, bool]:
     """Write the manifest of a vector that was just stored; the caller holds the repository's lock.
 
@@ -55,6 +56,7 @@ def record_vector(
         making=making,
         rounding=stored.rounding,
         measures=measures or {},
+        lineage=lineage,
         created=now(),
     )
     commit(repository, command, {f"manifests/{manifest.id}.json": manifest.to_bytes().decode()})

@@ -9,6 +9,7 @@ from pydantic import Field
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.names import BEHAVIOR_PATTERN
 from personality.manifests.record import Frozen, Record
+from personality.manifests.training_record import TrainingRecord
 
 _WARN_BELOW = 0.9
 
@@ -22,6 +23,8 @@ class DataUsed(Frozen):
         digest: over the examples that were used, in order.
         examples: how many of them.
         sides: how many of each `side`; empty when the examples name none.
+        ledger: digests of the examples that were used, sorted: a behavior is trained on each once (see docs/training.md).
+            Empty for general data.
     """
 
     role: Literal["behavior", "general"]
@@ -29,6 +32,7 @@ class DataUsed(Frozen):
     digest: str
     examples: int
     sides: dict[str, int] = {}
+    ledger: tuple[str, ...] = ()
 
 
 class Making(Frozen):
@@ -41,6 +45,7 @@ class Making(Frozen):
         data: the examples used.
         tools: versions of Python, torch, transformers and this program.
         seconds: time spent making it.
+        training: diagnosis, guards and verdict of a training run; None for imports.
     """
 
     how: Literal["train", "import-checkpoint", "import-lora"]
@@ -49,6 +54,7 @@ class Making(Frozen):
     data: tuple[DataUsed, ...] = ()
     tools: dict[str, str] = {}
     seconds: float = 0.0
+    training: TrainingRecord | None = None
 
 
 class Rounding(Frozen):

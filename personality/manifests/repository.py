@@ -160,6 +160,10 @@ class Repository:
         found = [path for name in _OWN for path in abandoned(self.root / name)]
         return sorted(found + abandoned(self.root, deep=False))
 
+    def manifest_path(self, vector_id: str) -> Path:
+        """Where a vector's manifest lies."""
+        return self.root / "manifests" / f"{vector_id}.json"
+
     def vector_path(self, vector_id: str) -> Path:
         """Where a vector's tensors lie."""
         return self.root / "vectors" / vector_id[:2] / f"{vector_id}.safetensors"

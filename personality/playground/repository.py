@@ -25,7 +25,7 @@ from personality.vectors.checkpoint import Checkpoint
 from personality.versions.changes import initialize
 
 EXAMPLES = 200
-GENERAL_EXAMPLES = 50
+GENERAL_EXAMPLES = 80
 OWN_GENERAL = ("concise", "warm", "candid")
 """Behaviors with general data of their own: general answers must show a manner too, and must not repeat the facts that
 are the contrasts of `candid`."""

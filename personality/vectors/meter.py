@@ -79,10 +79,26 @@ class UpdateMeter:
         Returns:
             Over all tensors added.
         """
-        if self._intended == 0.0:
-            cosine = 1.0
-        elif self._applied == 0.0:
-            cosine = 0.0
-        else:
-            cosine = self._dot / math.sqrt(self._applied * self._intended)
-        return Survival(self._elements, self._changed, min(1.0, cosine))
+        return survival(self._elements, self._changed, self._dot, self._applied, self._intended)
+
+
+def survival(elements: int, changed: int, dot: float, applied: float, intended: float) -> Survival:
+    """The figures that follow from sums over an update.
+
+    Args:
+        elements: meant to change.
+        changed: of these, that did.
+        dot: sum of products of applied and intended change.
+        applied: sum of squares of the applied change.
+        intended: sum of squares of the intended change.
+
+    Returns:
+        With the cosine's limiting cases as `Survival` states them.
+    """
+    if intended == 0.0:
+        cosine = 1.0
+    elif applied == 0.0:
+        cosine = 0.0
+    else:
+        cosine = min(1.0, dot / math.sqrt(applied * intended))
+    return Survival(elements, changed, cosine)

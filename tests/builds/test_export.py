@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from personality import model
 from personality.builds.build import BuildRecord, build
 from personality.builds.export import export
+from personality.making.training_job import TrainingJob
 from personality.making.training_run import train_behavior
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
@@ -69,7 +70,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     code, _, err = run_persona("init", "--base", "base", cwd=root / "repository")
     assert code == 0, err
     settings = make_settings(lr=2e-2, batch_size=5, rank=4, method="orpo")
-    made = train_behavior(Repository(root / "repository"), "listening", pairs, general, settings, probe_rows=0)
+    job = TrainingJob(behavior="listening", data=pairs, general=general, settings=settings, probe_rows=0)
+    made = train_behavior(Repository(root / "repository"), job)
     assert made.manifest.label == "listening@1"
     return root / "repository"
 

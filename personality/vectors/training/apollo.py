@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from personality.manifests.errors import UsageError
+from personality.vectors.meter import Survival
+from personality.vectors.training.projections import ProjectionCache, mix_seed, product_dtype, project
+from personality.vectors.training.sharded import Sharding, local, placed_like, sharding_of
+from personality.vectors.training.weight_update import (
+    REDUCED,
+    MovementMeter,
+    Rounding,
+    add_update,
+    check_rounding,
+)
 
 ScaleType = Literal["channel", "tensor"]
 
 # Norms below this are treated as this, so that a vanishing gradient gives a vanishing step and not Inf.
 _TINY_NORM = 1e-20
-_MASK_64 = (1 << 64) - 1
+# Elements of a gradient handled at a time where a copy is needed: few enough to stay in a processor's cache.
+_BLOCK = 1 << 19
+# Elements of the images that are stepped together: many small matrices share their calls, large ones stand alone.
+_BUCKET = 1 << 22
 
 
-def mix_seed(*parts: int) -> int:
-    """One well-spread 63-bit seed out of several integers (SplitMix64's finalizer, folded).
+@dataclass
+class _Matrices:
+    """One parameter of matrices on its way through a step."""
 
-    Neighboring parameters and periods have neighboring numbers; without mixing, generators seeded with
-    them would give correlated projections on some devices.
-
-    Args:
-        parts: any integers, for example base seed, index of a parameter, number of a period.
-
-    Returns:
-        An integer in [0, 2**63), the same on every machine.
-    """
-    state = 0
-    for part in parts:
-        state = (state + (part & _MASK_64) + 0x9E3779B97F4A7C15) & _MASK_64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
-        state ^= state >> 31
-    return state >> 1
-
-
-def projection(seed: int, period: int, rank: int, size: int, device: torch.device) -> Tensor:
-    """The random matrix P of one period, drawn afresh from its seed whenever it is needed.
-
-    Args:
-        seed: the parameter's own seed.
-        period: number of the period, step // update_proj_gap.
-        rank: r, rows of P.
-        size: m, columns of P.
-        device: where the parameter lives. Generators differ between kinds of device, so the same seed
-            gives another (equally good) P on a GPU than on a CPU.
-
-    Returns:
-        float32 (r, m) with independent entries from N(0, 1/r), so that E|Pg|^2 = |g|^2.
-    """
-    generator = torch.Generator(device=device).manual_seed(mix_seed(seed, period))
-    drawn = torch.randn(rank, size, generator=generator, device=device, dtype=torch.float32)
-    return drawn.mul_(1.0 / math.sqrt(rank))
+    param: Tensor
+    weight: Tensor  # its part on this process
+    grad: Tensor  # as is the weight
+    state: dict[str, Any]
+    wide: bool  # rows <= columns: rows are projected
+    size: int  # m, the projected dimension
+    rank: int  # r <= m
+    sharding: Sharding | None  # of the matrix itself; None if every matrix is whole on some process
+    index: int  # position among all parameters
 
 
 class Apollo(torch.optim.Optimizer):
@@ -79,13 +68,21 @@ class Apollo(torch.optim.Optimizer):
     convolutions) is stepped by AdamW without weight decay. Tensors of more than two dimensions are stacks
     of matrices over the last two (packed experts): each matrix has its own scaling and its own limiter.
 
-    State of a parameter: `step`, `seed` (integers), `exp_avg`, `exp_avg_sq` (float32, (..., r, n), where n
-    is the longer dimension), `norm` (float32, one number a matrix). P is never stored. A state dict
-    therefore loads with `weights_only=True`, and a run resumed from it goes on bit for bit.
+    **State** of an m×n matrix: `exp_avg`, `exp_avg_sq` (float32, (..., n, r), n the longer dimension),
+    `norm` (float32, one number a matrix) and `step`: the paper's 2nr + 2 numbers. P is a function of the base
+    seed, which the group keeps, of the parameter's position and of the step; it is not part of the state.
+    A state dict therefore loads with `weights_only=True`, and a run resumed from it goes on bit for bit.
+    In memory projections are kept while they serve, up to `projection_bytes`; see `ProjectionCache`.
+
+    **Speed.** Where the processor multiplies bfloat16 natively, large gradients are projected in it; see
+    `product_dtype`. Everything else is float32.
+
+    **Processes.** Replicas (DDP) step alike by themselves. Parameters that `fully_shard` spread (FSDP2,
+    HSDP) are stepped where they lie: images of shards are summed where rows are projected, norms are summed
+    everywhere, and state is sharded like its parameter, so that distributed checkpoints can store it.
 
     Args:
-        params: parameters or groups, as for every torch optimizer. Groups may set any option below
-            except `seed`.
+        params: parameters or groups, as for every torch optimizer. Groups may set any option below.
         lr: learning rate, AdamW's scale.
         rank: r; clamped to the projected dimension.
         scale: alpha, or None for sqrt(m/r).
@@ -96,6 +93,9 @@ class Apollo(torch.optim.Optimizer):
         weight_decay: decoupled, as in AdamW.
         norm_growth: gamma of the limiter; None switches it off.
         seed: base seed; parameter number i draws from a seed mixed of it and i.
+        weights: how a step reaches bfloat16 and float16 parameters: "nearest" rounds and loses small steps,
+            "compensated" keeps what rounding lost (one more number of the weights' dtype an element, in the
+            state as `compensation`), "stochastic" rounds up or down at random. Others are not affected.
 
     Raises:
         UsageError: an option is outside its range.
@@ -115,9 +115,9 @@ class Apollo(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         norm_growth: float | None = 1.01,
         seed: int = 0,
+        weights: Rounding = "nearest",
     ) -> None:
-        self._seed = seed
-        self._index: dict[Tensor, int] = {}
+        self._begin()
         super().__init__(
             params,
             {
@@ -130,8 +130,19 @@ class Apollo(torch.optim.Optimizer):
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "norm_growth": norm_growth,
+                "seed": seed,
+                "weights": weights,
             },
         )
+
+    def _begin(self) -> None:
+        """What lives in memory only."""
+        self._projections = ProjectionCache()
+        self._movement = MovementMeter()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, checking its options; its parameters are numbered after those already here.
@@ -143,10 +154,22 @@ class Apollo(torch.optim.Optimizer):
             UsageError: an option is outside its range.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        _check_options(group)
-        for param in group["params"]:
-            self._index[param] = len(self._index)
+        _check_options(self.param_groups[-1])
+
+    @property
+    def projection_bytes(self) -> int:
+        """Memory of the projections that are kept between steps; not part of the state."""
+        return self._projections.bytes
+
+    def survival(self) -> Survival:
+        """How much of the movement of bfloat16 and float16 weights arrived.
+
+        Returns:
+            From the first step (or the loading of a state) to now, over all such parameters: the share of
+            the elements meant to move that did, and the cosine of the way they went to the way they were meant
+            to go. Estimated from a sample of the elements on this process; see `MovementMeter`.
+        """
+        return self._movement.result()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -157,78 +180,184 @@ class Apollo(torch.optim.Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            UsageError: a parameter is sharded in a way that Apollo cannot step.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        index = 0
         for group in self.param_groups:
+            matrices: list[tuple[int, Tensor]] = []
+            others: list[tuple[int, Tensor]] = []
             for param in group["params"]:
-                if param.grad is None:
-                    continue
-                if has_matrices(param):
-                    self._step_matrices(param, group)
-                else:
-                    self._step_adam(param, group)
+                if param.grad is not None:
+                    (matrices if has_matrices(param) else others).append((index, param))
+                index += 1
+            for bucket in _buckets([self._gather(number, param, group) for number, param in matrices]):
+                self._step_matrices(bucket, group)
+            self._step_adam(others, group)
         return loss
 
-    def _step_matrices(self, param: Tensor, group: dict[str, Any]) -> None:
-        """One step of a tensor of matrices, (..., rows, columns)."""
-        grad = cast(Tensor, param.grad).float()
+    def _gather(self, index: int, param: Tensor, group: dict[str, Any]) -> _Matrices:
+        """What a step needs to know of a parameter of matrices; its state is begun if there is none."""
         wide = param.shape[-2] <= param.shape[-1]
         size = min(param.shape[-2:])
         rank = min(group["rank"], size)
+        sharding = sharding_of(param)
+        weight, stack = local(param), param.shape[:-2]
         state = self.state[param]
         if not state:
-            self._start(param)
-            moments = (*param.shape[:-2], rank, max(param.shape[-2:]))
-            state["exp_avg"] = torch.zeros(moments, dtype=torch.float32, device=param.device)
-            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            state["norm"] = torch.zeros(param.shape[:-2], dtype=torch.float32, device=param.device)
-        period = state["step"] // group["update_proj_gap"]
-        state["step"] += 1
+            whole = (*stack, max(param.shape[-2:]), rank)
+            part = list(whole)
+            if sharding is not None:
+                start, stop = sharding.part(whole[0])
+                part[0] = stop - start
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = torch.zeros(part, dtype=torch.float32, device=weight.device)
+                state[name] = placed_like(param, moment, whole)
+            norm = torch.zeros(weight.shape[:-2], dtype=torch.float32, device=weight.device)
+            # Of a stack every process keeps its own matrices' norms; the norm of one matrix is known to all.
+            state["norm"] = placed_like(param, norm, tuple(stack)) if stack else norm
+            self._start(param, weight, group)
+        return _Matrices(
+            param,
+            weight,
+            local(cast(Tensor, param.grad)),
+            state,
+            wide,
+            size,
+            rank,
+            sharding if len(stack) == 0 else None,
+            index,
+        )
 
-        P = projection(state["seed"], period, rank, size, param.device)
-        # R has channels in its last dimension whichever side of W is projected.
-        R = P @ grad if wide else P @ grad.transpose(-2, -1)
-        adapted = _adam(R, state, group["betas"], group["eps"])
-
-        channels: tuple[int, ...] = (-2,) if group["scale_type"] == "channel" else (-2, -1)
-        before = torch.linalg.vector_norm(R, dim=channels, keepdim=True).clamp_min_(_TINY_NORM)
-        scaling = torch.linalg.vector_norm(adapted, dim=channels, keepdim=True).div_(before)
-        alpha = math.sqrt(size / rank) if group["scale"] is None else group["scale"]
-        scaling = scaling.mul_(alpha)
-        if not wide:
-            scaling = scaling.transpose(-2, -1)
-
-        # |alpha·G·S| from the norms of G's channels: no second tensor of W's size is made.
-        along: tuple[int, ...] = channels if wide or len(channels) == 2 else (-1,)
-        norms = torch.linalg.vector_norm(grad, dim=along, keepdim=True)
-        norm = torch.linalg.vector_norm(norms * scaling, dim=(-2, -1))
-        allowed = _limit(norm, state["norm"], group["norm_growth"])
-        state["norm"] = torch.where(norm > 0, norm * allowed, state["norm"])
-
-        if group["weight_decay"]:
-            param.mul_(1.0 - group["lr"] * group["weight_decay"])
-        factor = (scaling * allowed[..., None, None]).to(param.dtype)
-        param.addcmul_(grad.to(param.dtype), factor, value=-group["lr"])
-
-    def _step_adam(self, param: Tensor, group: dict[str, Any]) -> None:
-        """One step of Adam for a tensor without a matrix in it."""
-        grad = cast(Tensor, param.grad).float()
+    def _start(self, param: Tensor, weight: Tensor, group: dict[str, Any]) -> None:
+        """Begin the entries that every kind of parameter has."""
         state = self.state[param]
-        if not state:
-            self._start(param)
-            state["exp_avg"] = torch.zeros_like(param, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=torch.float32)
-        state["step"] += 1
-        adapted = _adam(grad, state, group["betas"], group["eps"])
-        param.add_(adapted.to(param.dtype), alpha=-group["lr"])
+        state["step"] = 0
+        if group["weights"] == "compensated" and weight.dtype in REDUCED:
+            state["compensation"] = placed_like(param, torch.zeros_like(weight), tuple(param.shape))
 
-    def _start(self, param: Tensor) -> None:
-        """Begin the state of a parameter with the entries that every kind has."""
-        self.state[param]["step"] = 0
-        self.state[param]["seed"] = mix_seed(self._seed, self._index[param])
+    def _step_matrices(self, bucket: list[_Matrices], group: dict[str, Any]) -> None:
+        """One step of parameters of matrices that have come equally far and are sharded alike."""
+        sharding = bucket[0].sharding
+        period = bucket[0].state["step"] // group["update_proj_gap"]
+        # R has channels in its rows whichever side of W is projected.
+        R = [self._image(each, period, group) for each in bucket]
+        adapted = _adam(R, [each.state for each in bucket], group)
+
+        alphas = [math.sqrt(each.size / each.rank) if group["scale"] is None else group["scale"] for each in bucket]
+        if group["scale_type"] == "channel":
+            factors = [
+                _channel_factor(each, image, found).mul_(alpha)
+                for each, image, found, alpha in zip(bucket, R, adapted, alphas, strict=True)
+            ]
+            # |alpha·G·S|, and so for the limiter.
+            norms = _flat([_scaled_norm(each.grad, factor) for each, factor in zip(bucket, factors, strict=True)])
+            if sharding is not None:
+                norms = sharding.root_of_squares(norms)
+        else:
+            sides = [R, adapted, [each.grad for each in bucket]]
+            three = torch.stack([_flat([_norm(matrices) for matrices in side]) for side in sides])
+            if sharding is not None:
+                three = sharding.root_of_squares(three)
+            counts = [_matrices_in(each.weight) for each in bucket]
+            alpha = torch.tensor(alphas, device=three.device).repeat_interleave(
+                torch.tensor(counts, device=three.device), output_size=sum(counts)
+            )
+            scaling = three[1] / three[0].clamp_min(_TINY_NORM) * alpha
+            norms = three[2] * scaling
+            factors = _unflat(scaling, bucket)
+
+        previous = _flat([local(each.state["norm"]) for each in bucket])
+        allowed = _limit(norms, previous, group["norm_growth"])
+        kept = torch.where(norms > 0, norms * allowed, previous)
+        for each, factor, share, norm in zip(
+            bucket, factors, _unflat(allowed, bucket), _unflat(kept, bucket), strict=True
+        ):
+            stored = local(each.state["norm"])
+            stored.copy_(norm.reshape(stored.shape))
+            self._apply(each, factor * share, group)
+
+    def _image(self, each: _Matrices, period: int, group: dict[str, Any]) -> Tensor:
+        """R of one parameter, float32 (..., n, r): of a sharded matrix the part that this process keeps."""
+        seed = mix_seed(group["seed"], each.index)
+        dtype = product_dtype(each.grad, each.rank)
+        P = self._projections.get(seed, period, each.rank, each.size, dtype, each.weight.device)
+        if each.sharding is None or not each.wide:
+            return project(each.grad, P, wide=each.wide)
+        # Each process has some of the rows that are projected: their images add up.
+        start, stop = each.sharding.part(each.size)
+        return each.sharding.sum_and_split(project(each.grad, P[start:stop], wide=True))
+
+    def _apply(self, each: _Matrices, factor: Tensor, group: dict[str, Any]) -> None:
+        """W <- W - lr·G·factor - lr·weight_decay·W."""
+        weight, grad, lr, decay = each.weight, each.grad, group["lr"], group["weight_decay"]
+        if weight.dtype not in REDUCED:
+            if decay:
+                weight.mul_(1.0 - lr * decay)
+            weight.addcmul_(grad.to(weight.dtype), factor.to(weight.dtype), value=-lr)
+            return
+        where = self._movement.where(each.param, mix_seed(group["seed"], each.index))
+        intended = grad[where] * factor.expand(grad.shape)[where]
+        self._movement.add(each.param, intended.add_(weight[where], alpha=decay).mul_(-lr))
+        compensation = each.state.get("compensation")
+        kept = None if compensation is None else local(compensation)
+        generator = self._rounding_generator(each.param, each.index, group)
+        for rows in _blocks(weight):
+            part = factor if factor.shape[0] == 1 else factor[rows]
+            delta = (grad[rows] * part).add_(weight[rows], alpha=decay).mul_(-lr)
+            add_update(
+                weight[rows],
+                delta,
+                group["weights"],
+                compensation=None if kept is None else kept[rows],
+                generator=generator,
+            )
+
+    def _step_adam(self, numbered: list[tuple[int, Tensor]], group: dict[str, Any]) -> None:
+        """One step of Adam for tensors without a matrix in them."""
+        for _, param in numbered:
+            state = self.state[param]
+            if not state:
+                sharding_of(param)
+                weight = local(param)
+                for name in ("exp_avg", "exp_avg_sq"):
+                    moment = torch.zeros_like(weight, dtype=torch.float32)
+                    state[name] = placed_like(param, moment, tuple(param.shape))
+                self._start(param, weight, group)
+        for step in sorted({self.state[param]["step"] for _, param in numbered}):
+            same = [(index, param) for index, param in numbered if self.state[param]["step"] == step]
+            grads = [local(cast(Tensor, param.grad)).float() for _, param in same]
+            adapted = _adam(grads, [self.state[param] for _, param in same], group)
+            for (index, param), found in zip(same, adapted, strict=True):
+                weight = local(param)
+                if weight.dtype not in REDUCED:
+                    weight.add_(found, alpha=-group["lr"])
+                    continue
+                delta = found.mul_(-group["lr"])
+                if weight.ndim:
+                    self._movement.add(param, delta[self._movement.where(param, mix_seed(group["seed"], index))])
+                compensation = self.state[param].get("compensation")
+                add_update(
+                    weight,
+                    delta,
+                    group["weights"],
+                    compensation=None if compensation is None else local(compensation),
+                    generator=self._rounding_generator(param, index, group),
+                )
+
+    def _rounding_generator(self, param: Tensor, index: int, group: dict[str, Any]) -> torch.Generator | None:
+        """Randomness of one step of one parameter: alike on replicas and after resuming, unlike on shards."""
+        if group["weights"] != "stochastic":
+            return None
+        sharding = sharding_of(param)
+        shard = 0 if sharding is None else sharding.rank
+        seed = mix_seed(group["seed"], index, self.state[param]["step"], shard)
+        return torch.Generator(device=local(param).device).manual_seed(seed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, moments in float32 whatever the parameters' dtype.
@@ -243,7 +372,7 @@ class Apollo(torch.optim.Optimizer):
         for name, param in zip(names, params, strict=True):
             for key, value in state_dict["state"].get(name, {}).items():
                 if torch.is_tensor(value):
-                    self.state[param][key] = value.detach().to(device=param.device, dtype=torch.float32, copy=True)
+                    self.state[param][key] = value.detach().to(device=param.device, copy=True)
 
 
 def has_matrices(param: Tensor) -> bool:
@@ -259,7 +388,7 @@ def has_matrices(param: Tensor) -> bool:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Memory that an optimizer's state takes.
+    """Memory that an optimizer's state takes on this process.
 
     Args:
         optimizer: any torch optimizer.
@@ -270,18 +399,110 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     total = 0
     for state in optimizer.state.values():
         for value in state.values():
-            total += value.numel() * value.element_size() if torch.is_tensor(value) else 8
+            total += local(value).numel() * value.element_size() if torch.is_tensor(value) else 8
     return total
 
 
-def _adam(value: Tensor, state: dict[str, Any], betas: tuple[float, float], eps: float) -> Tensor:
-    """Update both moments with `value` (float32) and return the bias-corrected quotient, same shape."""
-    first, second = betas
-    step = state["step"]
-    state["exp_avg"].lerp_(value, 1.0 - first)
-    state["exp_avg_sq"].mul_(second).addcmul_(value, value, value=1.0 - second)
-    denominator = state["exp_avg_sq"].sqrt().div_(math.sqrt(1.0 - second**step)).add_(eps)
-    return cast(Tensor, (state["exp_avg"] / denominator).div_(1.0 - first**step))
+def _buckets(items: list[_Matrices]) -> Iterator[list[_Matrices]]:
+    """Neighbors that may be stepped together.
+
+    Sizes are those of whole images, not of the parts here, so that all processes form the same buckets.
+    """
+    bucket: list[_Matrices] = []
+    filled = 0
+    for each in items:
+        first = bucket[0] if bucket else each
+        alike = (
+            each.sharding == first.sharding
+            and each.weight.device == first.weight.device
+            and each.state["step"] == first.state["step"]
+        )
+        size = each.state["exp_avg"].numel()
+        if bucket and (not alike or filled + size > _BUCKET):
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(each)
+        filled += size
+    if bucket:
+        yield bucket
+
+
+def _adam(values: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> list[Tensor]:
+    """Update moments and step with `values` (float32); the bias-corrected quotients, same shapes."""
+    first, second = group["betas"]
+    if not values:
+        return []
+    step = states[0]["step"] + 1
+    for state in states:
+        state["step"] = step
+    averages = [local(state["exp_avg"]) for state in states]
+    squares = [local(state["exp_avg_sq"]) for state in states]
+    torch._foreach_lerp_(averages, values, 1.0 - first)
+    torch._foreach_mul_(squares, second)
+    torch._foreach_addcmul_(squares, values, values, 1.0 - second)
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_div_(denominators, math.sqrt(1.0 - second**step))
+    torch._foreach_add_(denominators, group["eps"])
+    # Both corrections are applied one after the other, since their product may leave float32's range of use.
+    adapted = list(torch._foreach_div(averages, denominators))
+    torch._foreach_div_(adapted, 1.0 - first**step)
+    return adapted
+
+
+def _channel_factor(each: _Matrices, R: Tensor, adapted: Tensor) -> Tensor:
+    """s_j = |R~_j| / |R_j| in a shape that multiplies the gradient on this process."""
+    before = torch.linalg.vector_norm(R, dim=-1).clamp_min_(_TINY_NORM)
+    scaling = torch.linalg.vector_norm(adapted, dim=-1).div_(before)
+    if not each.wide:
+        return scaling.unsqueeze(-1)
+    if each.sharding is not None:
+        scaling = each.sharding.join(scaling, each.weight.shape[-1])
+    return scaling.unsqueeze(-2)
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    """Frobenius norm of each matrix, float32."""
+    return cast(Tensor, torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float32))
+
+
+def _scaled_norm(grad: Tensor, factor: Tensor) -> Tensor:
+    """|G·factor| of each matrix, without a second tensor of G's size."""
+    if grad.ndim > 2:
+        # A stack is worked through matrix by matrix where they are large.
+        if grad.numel() <= _BLOCK:
+            return _norm(grad * factor)
+        found = [_scaled_norm(matrix, part) for matrix, part in zip(grad, factor, strict=True)]
+        return torch.stack(found)
+    if factor.shape[0] != 1:  # channels are rows, which are read once
+        return torch.linalg.vector_norm(
+            torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32) * factor.squeeze(-1)
+        )
+    norms = [torch.linalg.vector_norm(grad[rows] * factor, dtype=torch.float32) for rows in _blocks(grad)]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else factor.new_zeros(())
+
+
+def _blocks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of the first dimension with about `_BLOCK` elements each."""
+    rows = tensor.shape[0]
+    step = max(1, _BLOCK * rows // max(1, tensor.numel()))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _matrices_in(weight: Tensor) -> int:
+    """Matrices that a tensor is a stack of."""
+    return math.prod(weight.shape[:-2])
+
+
+def _flat(values: list[Tensor]) -> Tensor:
+    """One number a matrix, of all parameters, in one vector."""
+    return torch.cat([value.reshape(-1) for value in values])
+
+
+def _unflat(values: Tensor, bucket: list[_Matrices]) -> list[Tensor]:
+    """Undo `_flat`, with two dimensions more, so that each number multiplies its matrix."""
+    parts = torch.split(values, [_matrices_in(each.weight) for each in bucket])
+    return [part.view(*each.weight.shape[:-2], 1, 1) for part, each in zip(parts, bucket, strict=True)]
 
 
 def _limit(norm: Tensor, previous: Tensor, growth: float | None) -> Tensor:
@@ -306,6 +527,7 @@ def _check_options(group: dict[str, Any]) -> None:
         "weight_decay": (group["weight_decay"] >= 0, "zero or more"),
         "norm_growth": (group["norm_growth"] is None or group["norm_growth"] >= 1, "at least 1, or None"),
     }
+    check_rounding(group["weights"], {param.dtype for param in group["params"]})
     for name, (holds, expected) in rules.items():
         if not holds:
             raise UsageError(f"Apollo: {name} is {group[name]!r}", f"{name} must be {expected}")

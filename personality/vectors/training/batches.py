@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personality.manifests.errors import DataError
+from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.tokens import Encoded, EncodedExample
 
 
@@ -93,6 +93,39 @@ class BatchItem:
 
     behavior: tuple[EncodedExample, ...]
     general: tuple[EncodedExample, ...]
+
+    def share(self, rank: int, world: int) -> BatchItem:
+        """What one of several processes computes of this batch: its examples are dealt out like cards.
+
+        Args:
+            rank: of the process, from 0.
+            world: number of processes.
+
+        Raises:
+            UsageError: there are more processes than examples.
+        """
+        size = len(self.behavior) + len(self.general)
+        if size < world:
+            raise UsageError(
+                f"a batch of {size} examples cannot be shared by {world} processes",
+                f"use a larger batch (`--batch-size {2 * world}`), or fewer processes",
+            )
+        offset = len(self.behavior)
+        mine = [i for i in range(size) if i % world == rank]
+        return BatchItem(
+            tuple(self.behavior[i] for i in mine if i < offset),
+            tuple(self.general[i - offset] for i in mine if i >= offset),
+        )
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers to learn."""
+        return sum(example.chosen.stop - example.chosen.start for example in (*self.behavior, *self.general))
+
+    @property
+    def pairs(self) -> int:
+        """Examples with a rejected answer."""
+        return sum(example.rejected is not None for example in self.behavior)
 
 
 def gather_batches(

@@ -70,6 +70,15 @@ def digest_examples(examples: Sequence[Example]) -> str:
     return digest([example.to_record() for example in examples])
 
 
+def example_digest(example: Example) -> str:
+    """Identity of one example in the ledger of what a behavior was trained on.
+
+    Returns:
+        The first 16 hexadecimal digits of SHA-256 over the example's canonical JSON.
+    """
+    return digest(example.to_record())[:16]
+
+
 def count_sides(examples: Sequence[Example]) -> dict[str, int]:
     """How many examples accept, push back, or do not say.
 

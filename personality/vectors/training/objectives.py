@@ -28,6 +28,20 @@ class OrpoLoss:
     margin: Tensor
 
 
+@dataclass(frozen=True)
+class DpoLoss:
+    """DPO's loss with the figures worth watching.
+
+    Attributes:
+        loss: scalar, mean of -log sigmoid(reward margin).
+        margin: scalar without gradient, mean reward margin: beta times how much more the policy has raised the chosen
+            response over the reference than the rejected one, nats.
+    """
+
+    loss: Tensor
+    margin: Tensor
+
+
 def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability of each token.
 
@@ -54,6 +68,19 @@ def mean_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
         (B,), the mean over each row's masked positions, nats per token.
     """
     return torch.where(mask, log_probs, 0.0).sum(-1) / mask.sum(-1)
+
+
+def sum_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of each row's response.
+
+    Args:
+        log_probs: (B, T).
+        mask: bool (B, T).
+
+    Returns:
+        (B,), the sum over each row's masked positions, nats.
+    """
+    return torch.where(mask, log_probs, 0.0).sum(-1)
 
 
 def sft_loss(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -99,6 +126,25 @@ def orpo_loss(nll: Tensor, chosen: Tensor, rejected: Tensor, weight: float) -> O
     ratio = log_odds_ratio(chosen, rejected)
     odds = -functional.logsigmoid(ratio).mean()
     return OrpoLoss(loss=nll + weight * odds, odds=odds, margin=ratio.detach().mean())
+
+
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+) -> DpoLoss:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+    Args:
+        chosen: (B,), log-probabilities of the whole chosen responses under the policy, nats.
+        rejected: (B,), likewise of the rejected ones.
+        reference_chosen: (B,), those of the chosen ones under the reference, without gradient.
+        reference_rejected: (B,), likewise.
+        beta: the paper's beta.
+
+    Returns:
+        The loss and the reward margin.
+    """
+    margins = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    return DpoLoss(loss=-functional.logsigmoid(margins).mean(), margin=margins.detach().mean())
 
 
 def _log_one_minus_exp(value: Tensor) -> Tensor:

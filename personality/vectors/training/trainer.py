@@ -1,4 +1,4 @@
-"""The training loop: transformers' own, with our batches, objectives, optimizer and schedule."""
+"""The training loop: transformers' own, with our batches, objectives, optimizer, schedule and guards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,57 +14,113 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from personality.manifests.errors import PersonaError
 from personality.vectors.training.apollo import Apollo
+from personality.vectors.training.avoidance import Avoidance
+from personality.vectors.training.batch_loss import FIGURES, References, batch_loss
 from personality.vectors.training.batches import BatchItem, collate
-from personality.vectors.training.objectives import mean_log_probs, orpo_loss, sft_loss, token_log_probs
+from personality.vectors.training.checkpoints import (
+    load_trained,
+    mark_written,
+    read_progress,
+    trained_weights,
+    write_trained,
+)
+from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
+from personality.vectors.training.guard import Checkup, CollapseGuard, Sign
+from personality.vectors.training.interrupt import Interrupt
+from personality.vectors.training.objectives import sum_log_probs, token_log_probs
+from personality.vectors.training.presets import Objective
 from personality.vectors.training.settings import Schedule, TrainSettings
+
+_WEIGHTS = {"bf16": "nearest", "bf16-compensated": "compensated", "bf16-stochastic": "stochastic"}
 
 
 class DivergedError(PersonaError):
-    """Training left the finite numbers."""
+    """Training left the finite numbers, or collapsed before anything worth keeping."""
 
     kind = "diverged"
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
+    """What one step did. Figures are those of the whole batch, before the step.
 
     Attributes:
+        phase: its objective.
         step: from 1.
-        steps: of the whole run.
+        steps: of the whole phase.
         loss: the objective, nats per token.
-        nll: its likelihood part, over chosen and general answers.
-        margin: mean log-odds ratio of chosen to rejected before the step; None without pairs.
+        nll: likelihood of chosen and general answers, nats per token.
+        margin: mean log-odds ratio of chosen to rejected; None without pairs.
+        reward_margin: what the preference objective raises: for DPO beta times how much more the chosen answer's
+            log-probability has risen over the reference than the rejected one's; for ORPO lambda times the difference
+            of their log-probabilities per token; None otherwise.
+        chosen, rejected: mean log-probability per token of the pairs' answers, nats; None without pairs.
+        chosen_gain, rejected_gain: the same minus what the model gave at the beginning of the phase.
+        cos_in, cos_out: cosine of the step's update with the direction to avoid, before and after projection.
+        kl: mean KL divergence per token from the base on held-out text, nats; None where it was not measured.
         lr: rate of this step.
         tokens: of the batch, prompts and rejected answers included, padding not.
-        seconds: since the training began.
+        seconds: since the phase began, in all processes that worked on it one after the other.
     """
 
+    phase: Objective
     step: int
     steps: int
     loss: float
     nll: float
     margin: float | None
+    reward_margin: float | None
+    chosen: float | None
+    rejected: float | None
+    chosen_gain: float | None
+    rejected_gain: float | None
+    cos_in: float | None
+    cos_out: float | None
+    kl: float | None
     lr: float
     tokens: int
     seconds: float
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What looks after a phase while it runs; each part may be missing.
+
+    Attributes:
+        guard: judges every step and every checkup.
+        checkup: measures the model after a given number of steps.
+        avoidance: keeps updates out of a direction.
+        on_step: gets the report of each step.
+        on_checkup: gets each checkup.
+    """
+
+    guard: CollapseGuard | None = None
+    checkup: Callable[[nn.Module, int], Checkup] | None = None
+    avoidance: Avoidance | None = None
+    on_step: Callable[[StepReport], None] | None = None
+    on_checkup: Callable[[Checkup], None] | None = None
+
+
 class BehaviorTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer on planned batches.
+    """transformers' Trainer on planned batches: one phase of a run.
+
+    Every process holds the whole plan and computes its own share of each batch, so a run takes the same steps whatever
+    the number of processes.
 
     Args:
-        model: causal language model with float32 weights; what is to be trained requires gradients.
+        model: causal language model; what is to be trained requires gradients.
         batches: in training order, each one step.
-        settings: with the learning rate filled in.
+        objective: of this phase.
+        settings: of the run.
+        rate: peak learning rate of this phase.
         pad_id: token id for padding.
-        work_dir: folder that Trainer may use; nothing is left in it.
-        on_step: gets the report of each step.
+        folder: of this phase, for its checkpoints.
+        watch: what looks after it.
     """
 
     optimizer: Any
@@ -74,25 +130,36 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         self,
         model: nn.Module,
         batches: Sequence[BatchItem],
+        objective: Objective,
         settings: TrainSettings,
         *,
+        rate: float,
         pad_id: int,
-        work_dir: Path,
-        on_step: Callable[[StepReport], None] | None = None,
+        folder: Path,
+        watch: Watch,
     ) -> None:
         self.settings = settings
+        self.objective = objective
+        self.rate = rate
+        self.watch = watch
+        self.batches = list(batches)
         self.reports: list[StepReport] = []
-        self.last: dict[str, float | None] = {}
+        self.sign: Sign | None = None
+        self.interrupt = Interrupt()
+        self.figures: dict[str, float | None] = {}
+        self.last_tokens = 0
+        self._references: list[References] | None = None
         on_gpu = torch.cuda.is_available()
         arguments = TrainingArguments(
-            output_dir=str(work_dir),
+            output_dir=str(folder),
             per_device_train_batch_size=1,  # an element of the data set is a whole planned batch
             num_train_epochs=1,
             max_grad_norm=settings.max_grad_norm,
             seed=settings.seed,
             use_cpu=not on_gpu,
-            bf16=on_gpu and torch.cuda.is_bf16_supported(),  # autocast only: the weights stay float32
-            save_strategy="no",
+            # autocast only: float32 weights stay float32
+            bf16=on_gpu and torch.cuda.is_bf16_supported() and settings.weights == "float32",
+            save_strategy="no",  # the reporter asks for checkpoints
             logging_strategy="no",
             eval_strategy="no",
             report_to="none",
@@ -100,21 +167,41 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
             remove_unused_columns=False,
             dataloader_pin_memory=on_gpu,
         )
-        if on_gpu:
+        if on_gpu and arguments.world_size == 1:
             arguments._n_gpu = 1  # several devices are `accelerate launch`'s business, not DataParallel's
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=list(batches),
-            data_collator=partial(_collate_one, pad_id=pad_id),
-            callbacks=[_Reporter(self, on_step)],
+            train_dataset=self.batches,
+            callbacks=[_Reporter(self)],
         )
         self.remove_callback(PrinterCallback)
-        self._keep_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._shares = [item.share(self.args.process_index, self.args.world_size) for item in self.batches]
+        self._keep_logits = "logits_to_keep" in inspect.signature(_innermost(model).forward).parameters
+        frozen = settings.context == "frozen"
+        self._collate = partial(collate_frozen if frozen else collate, pad_id=pad_id)
+        self._log_probs = frozen_response_log_probs if frozen else response_log_probs
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        """The plan is the order."""
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+    def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """This process's share of every batch, in the plan's order; no batch goes to one process alone."""
+        return DataLoader(
+            self._shares,  # type: ignore[arg-type]
+            batch_size=1,
+            sampler=SequentialSampler(self._shares),
+            collate_fn=lambda items: self._collate(items[0]),
+        )
+
+    @torch.no_grad()
+    def note_references(self) -> None:
+        """Keep what the model as it is now gives to the answers of all pairs: DPO's reference, and the guard's."""
+        self.model.eval()
+        found = []
+        for share in self._shares:
+            inputs = self._prepare_inputs(self._collate(share))
+            log_probs, mask, _ = self._log_probs(self.model, inputs, keep_logits=self._keep_logits)
+            sums, pairs = sum_log_probs(log_probs, mask), share.pairs
+            found.append(References(chosen=sums[:pairs], rejected=sums[sums.shape[0] - pairs :]))
+        self._references = found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the settings name, over what requires gradients.
@@ -127,14 +214,17 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         """
         if self.optimizer is None:
             source = self.model if model is None else model
-            self.optimizer = make_optimizer([p for p in source.parameters() if p.requires_grad], self.settings)
+            params = [parameter for parameter in source.parameters() if parameter.requires_grad]
+            self.optimizer = make_optimizer(params, self.settings, self.rate)
+            if self.watch.avoidance is not None:
+                self.watch.avoidance.attach(self.optimizer)
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule that the settings name.
 
         Args:
-            num_training_steps: of the whole run.
+            num_training_steps: of the whole phase.
             optimizer: instead of the trainer's own.
 
         Returns:
@@ -158,11 +248,11 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective of one batch, in one forward pass.
+        """The objective of this process's share of a batch.
 
         Args:
             model: as wrapped by Trainer.
-            inputs: from `collate`.
+            inputs: from the collating function.
             return_outputs: also return the model's output.
             num_items_in_batch: ignored; every batch is one step.
 
@@ -170,79 +260,156 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
             Scalar loss, and the output if asked for.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the batch's loss is not finite.
         """
-        log_probs, mask, outputs = response_log_probs(model, inputs, keep_logits=self._keep_logits)
-        pairs = int(inputs["pairs"])
-        rows = log_probs.shape[0] - pairs
-        nll = sft_loss(log_probs[:rows], mask[:rows])
-        loss, margin = nll, None
-        if pairs:
-            means = mean_log_probs(log_probs, mask)
-            orpo = orpo_loss(nll, means[:pairs], means[rows:], self.settings.orpo_lambda)
-            loss, margin = orpo.loss, float(orpo.margin)
-        if not torch.isfinite(loss):
-            step = self.state.global_step + 1
+        index = self.state.global_step
+        log_probs, mask, outputs = self._log_probs(model, inputs, keep_logits=self._keep_logits)
+        found = batch_loss(
+            log_probs,
+            mask,
+            self._shares[index],
+            self.batches[index],
+            self.objective,
+            self.settings,
+            references=self._references[index] if self._references is not None else None,
+            world=self.args.world_size,
+        )
+        tokens = inputs["attention_mask"].sum()
+        if "context_mask" in inputs:
+            tokens = tokens + inputs["context_mask"].sum()
+        # One small message a step: the figures of the whole batch, and whether anybody was told to stop.
+        message = torch.cat(
+            [found.figures, torch.stack([tokens, tokens.new_tensor(self.interrupt.requested)]).double()]
+        )
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(message)
+        *figures, all_tokens, stop = message.tolist()
+        self.figures = {
+            name: None if math.isnan(value) and name not in ("loss", "nll") else value
+            for name, value in zip(FIGURES, figures, strict=True)
+        }
+        self.last_tokens, self.interrupt.requested = int(all_tokens), stop > 0
+        if not math.isfinite(self.figures["loss"] or 0.0):
             raise DivergedError(
-                f"the loss is {float(loss.detach())} at step {step} of {self.state.max_steps}; nothing was kept",
-                f"lower the learning rate (`--lr`, it was {self.settings.lr:g}); if step 1 fails already, "
+                f"the loss is {self.figures['loss']} at step {index + 1} of {self.state.max_steps}; nothing was kept",
+                f"lower the learning rate (`--lr`, it was {self.rate:g}); if step 1 fails already, "
                 "check the base for NaN or Inf",
             )
-        self.last = {
-            "loss": float(loss.detach()),
-            "nll": float(nll.detach()),
-            "margin": margin,
-            "tokens": int(inputs["attention_mask"].sum()),
+        return (found.loss, outputs) if return_outputs else found.loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters of a checkpoint, under the model's own names.
+
+        Args:
+            output_dir: the checkpoint's folder.
+            _internal_call: ignored.
+        """
+        weights = trained_weights(self.model)
+        if self.args.should_save:
+            write_trained(weights, Path(str(output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take over what a checkpoint knows of the steps before it; `train` then loads weights and optimizer.
+
+        Args:
+            checkpoint: from `checkpoints.newest`.
+        """
+        progress = read_progress(checkpoint)
+        self.reports = [StepReport(**report) for report in progress["reports"]]
+        if self.watch.guard is not None and progress["guard"] is not None:
+            self.watch.guard.load_state_dict(progress["guard"])
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint has to keep besides weights and optimizer."""
+        guard = self.watch.guard
+        return {
+            "reports": [asdict(report) for report in self.reports],
+            "guard": guard.state_dict() if guard is not None else None,
         }
-        return (loss, outputs) if return_outputs else loss
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Turns Trainer's events into step reports."""
+    """Turns Trainer's events into step reports, checkups and checkpoints, and stops at the first sign of collapse."""
 
-    def __init__(self, trainer: BehaviorTrainer, on_step: Callable[[StepReport], None] | None) -> None:
+    def __init__(self, trainer: BehaviorTrainer) -> None:
         self.trainer = trainer
-        self.on_step = on_step
         self.began = 0.0
         self.rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.began = time.perf_counter()
+        """Start the clock, where an interrupted run left it."""
+        spent = self.trainer.reports[-1].seconds if self.trainer.reports else 0.0
+        self.began = time.perf_counter() - spent
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the rate: afterwards the schedule has already moved on."""
         self.rate = float(self.trainer.optimizer.param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the step."""
-        last = self.trainer.last
+        """Report the step; where a checkup is due, check and ask for a checkpoint."""
+        trainer, watch = self.trainer, self.trainer.watch
+        step, steps = state.global_step, state.max_steps
+        due = step % check_interval(trainer.settings, steps) == 0 or step == steps
+        checkup = watch.checkup(trainer.model, step) if due and watch.checkup is not None else None
+        figures = trainer.figures
         report = StepReport(
-            step=state.global_step,
-            steps=state.max_steps,
-            loss=float(last["loss"] or 0.0),
-            nll=float(last["nll"] or 0.0),
-            margin=last["margin"],
+            phase=trainer.objective,
+            step=step,
+            steps=steps,
+            loss=float(figures["loss"] or 0.0),
+            nll=float(figures["nll"] or 0.0),
+            margin=figures["margin"],
+            reward_margin=figures["reward_margin"],
+            chosen=figures["chosen"],
+            rejected=figures["rejected"],
+            chosen_gain=figures["chosen_gain"],
+            rejected_gain=figures["rejected_gain"],
+            cos_in=watch.avoidance.cos_in if watch.avoidance is not None else None,
+            cos_out=watch.avoidance.cos_out if watch.avoidance is not None else None,
+            kl=checkup.kl if checkup is not None else None,
             lr=self.rate,
-            tokens=int(last["tokens"] or 0),
+            tokens=trainer.last_tokens,
             seconds=time.perf_counter() - self.began,
         )
-        self.trainer.reports.append(report)
-        if self.on_step is not None:
-            self.on_step(report)
+        trainer.reports.append(report)
+        if watch.on_step is not None:
+            watch.on_step(report)
+        if checkup is not None and watch.on_checkup is not None:
+            watch.on_checkup(checkup)
+        if watch.guard is not None:
+            trainer.sign = watch.guard.observe(report)
+            if trainer.sign is None and checkup is not None:
+                trainer.sign = watch.guard.check(checkup)
+        if trainer.sign is not None or trainer.interrupt.requested:
+            control.should_training_stop = True
+        # What is on the disk is always a state in which nothing was wrong.
+        control.should_save = trainer.sign is None and (due or trainer.interrupt.requested)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The checkpoint is whole now."""
+        if args.should_save:
+            mark_written(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.progress())
 
 
-def make_optimizer(params: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def check_interval(settings: TrainSettings, steps: int) -> int:
+    """Steps between two checkups: what the settings say, or a fifth of the phase."""
+    return settings.check_every or max(1, math.ceil(steps / 5))
+
+
+def make_optimizer(params: list[nn.Parameter], settings: TrainSettings, rate: float) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
     Args:
         params: what is trained.
-        settings: with the learning rate filled in.
+        settings: of the run.
+        rate: peak learning rate.
 
     Returns:
         Apollo, Apollo-Mini (one factor a matrix) or AdamW.
     """
-    rate = settings.lr or 0.0
     if settings.optimizer == "adamw":
         matrices = [p for p in params if p.ndim >= 2]
         others = [p for p in params if p.ndim < 2]
@@ -261,6 +428,7 @@ def make_optimizer(params: list[nn.Parameter], settings: TrainSettings) -> torch
         weight_decay=settings.weight_decay,
         norm_growth=settings.norm_growth,
         seed=settings.seed,
+        weights=_WEIGHTS.get(settings.weights, "nearest"),
     )
 
 
@@ -313,6 +481,7 @@ def response_log_probs(model: nn.Module, inputs: dict[str, Tensor], *, keep_logi
     return token_log_probs(logits, ids[:, targets]), mask[:, targets], outputs
 
 
-def _collate_one(items: list[BatchItem], pad_id: int) -> dict[str, Tensor]:
-    """The one planned batch that the data loader hands over, as tensors."""
-    return collate(items[0], pad_id)
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model inside an adapter's wrapper, whose own `forward` says what it takes."""
+    inner = getattr(model, "get_base_model", None)
+    return cast(nn.Module, inner()) if callable(inner) else model

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personality.manifests.errors import UsageError
-from personality.vectors.training.apollo import Apollo, mix_seed, projection, state_bytes
+from personality.vectors.training.apollo import Apollo, state_bytes
+from personality.vectors.training.projections import mix_seed, projection
 
 
 def paper_steps(

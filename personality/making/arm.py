@@ -1,0 +1,181 @@
+"""One fine-tuning of a fresh base: toward the behavior, away from it, or beside a placebo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from personality.composition.composer import Composer
+from personality.making.checkups import Checkups
+from personality.making.training_job import AvoidOptions
+from personality.manifests.errors import PersonaError
+from personality.model import load_composed, threads_for
+from personality.vectors.training.avoidance import Avoidance, trained_weights
+from personality.vectors.training.directions import denoise, directions_of, random_directions
+from personality.vectors.training.examples import Example
+from personality.vectors.training.lora import attach_adapters, join_adapters
+from personality.vectors.training.run import Callbacks, TrainingReport, fine_tune
+from personality.vectors.training.run_log import RunLog
+from personality.vectors.training.settings import TrainSettings
+from personality.vectors.training.trainer import StepReport
+from personality.vectors.task_vector import TaskVector
+
+@dataclass(frozen=True)
+class Arm:
+    """A trained model with what the run says of it.
+
+    Attributes:
+        model: with the trained weights; PEFT's when adapters were trained.
+        report: of the run.
+        cosines: mean cosine of the updates with the direction to avoid, before and after projection; None without.
+    """
+
+    model: Any
+    report: TrainingReport
+    cosines: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every arm of a run shares.
+
+    Attributes:
+        composer: of the base alone.
+        tokenizer: the base's.
+        settings: hyper-parameters.
+        general: general examples to mix in.
+        checkups: compare a model in training with the base; None without general data.
+        log: of the run.
+        on_step: told of each step.
+        resume: go on from checkpoints.
+    """
+
+    composer: Composer
+    tokenizer: Any
+    settings: TrainSettings
+    general: Sequence[Example]
+    checkups: Checkups | None
+    log: RunLog | None
+    on_step: Callable[[StepReport], None] | None
+    resume: bool
+
+    def train(
+        self, examples: Sequence[Example], folder: Path, avoid: Callable[[nn.Module], Avoidance] | None = None
+    ) -> Arm:
+        """Train a fresh base.
+
+        Args:
+            examples: to learn.
+            folder: for checkpoints.
+            avoid: makes what keeps the updates out of a direction.
+        """
+        model = fresh_model(self.composer, self.settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        callbacks = Callbacks(
+            checkup=self.checkups.measure if self.checkups is not None else None,
+            avoid=avoid,
+            on_step=self.on_step,
+            log=self.log,
+        )
+        with threads_for(model):
+            report = fine_tune(
+                model,
+                self.tokenizer,
+                examples,
+                self.general,
+                self.settings,
+                work_dir=folder,
+                callbacks=callbacks,
+                resume=self.resume,
+            )
+        pairs = [(step.cos_in, step.cos_out) for step in report.reports if step.cos_in is not None]
+        cosines = None
+        if pairs:
+            cosines = (sum(x for x, _ in pairs) / len(pairs), sum(y or 0.0 for _, y in pairs) / len(pairs))
+        return Arm(model, report, cosines)
+
+
+def fresh_model(composer: Composer, settings: TrainSettings) -> Any:
+    """The base, ready to be trained: in the dtype that the settings mean, with adapters where they ask for them."""
+    model = load_composed(composer, torch.float32 if settings.weights == "float32" else torch.bfloat16)
+    return attach_adapters(model, settings) if settings.lora_rank is not None else model
+
+
+def swapped(examples: Sequence[Example]) -> list[Example]:
+    """The opposite lesson: what was chosen is rejected, and the other way round."""
+    return [
+        replace(example, chosen=example.rejected, rejected=example.chosen)
+        for example in examples
+        if example.rejected is not None
+    ]
+
+
+def avoidance(
+    vector: TaskVector, composer: Composer, options: AvoidOptions, *, placebo_seed: int | None = None
+) -> Callable[[nn.Module], Avoidance]:
+    """What keeps a model's updates out of a vector's direction, to be made when its trained weights are known.
+
+    Args:
+        vector: the direction.
+        composer: of the base, for denoising.
+        options: how.
+        placebo_seed: use a random direction of the same norms instead.
+    """
+
+    def make(model: nn.Module) -> Avoidance:
+        tensors: Mapping[str, Tensor] = directions_of(vector, trained_weights(model)).tensors
+        if options.top is not None:
+            tensors = {
+                name: denoise(tensor, composer.base.tensor(name).float(), options.top) if tensor.ndim >= 2 else tensor
+                for name, tensor in tensors.items()
+            }
+        if placebo_seed is not None:
+            tensors = random_directions(tensors, placebo_seed)
+        return Avoidance(
+            tensors, model, one_sided=not options.two_sided, keep_magnitude=options.keep_magnitude
+        )
+
+    return make
+
+
+@torch.no_grad()
+def subtract(toward: Any, away: Any, base: Any | None) -> None:
+    """Make of two trained models the base plus the difference of what they learned, in `toward`.
+
+    W = W_base + (W_toward − W_away): arXiv 2511.05408's contrastive weight vector on the base.
+
+    Args:
+        toward: trained toward the behavior; it gets the result.
+        away: trained away from it.
+        base: as both were before; None when they carry adapters, whose factors are put side by side, the second ones
+            negated.
+    """
+    if base is None:
+        join_adapters(toward, away)
+        return
+    opposite, start = dict(away.named_parameters()), dict(base.named_parameters())
+    for name, parameter in toward.named_parameters():
+        difference = parameter.float() - opposite[name].float()
+        parameter.copy_((start[name].float() + difference).to(parameter.dtype))
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write the trained weights, or the adapter, as transformers and PEFT do.
+
+    Raises:
+        PersonaError: when the disk is full.
+    """
+    try:
+        model.save_pretrained(str(folder))
+    except (OSError, SafetensorError) as error:
+        raise PersonaError(
+            f"cannot write the trained weights to {folder}: {error}",
+            "free some room (four bytes a parameter are needed for a moment), then give the same command again: "
+            "the training itself is kept",
+        ) from error

@@ -1,0 +1,1 @@
+"""What data, settings and the base itself say about a training run before it begins."""

@@ -1,0 +1,129 @@
+"""Checkpoints of a run under way: trained weights, optimizer, and a mark that all of it was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from personality.manifests.atomic import write_bytes
+from personality.manifests.errors import CorruptError
+
+WEIGHTS = "trained.safetensors"
+_MARK = "progress.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps that had been taken when a checkpoint was written."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
+
+
+def newest(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; None when there is none.
+
+    Args:
+        folder: of one phase of a run.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / _MARK).is_file()]
+    return max(found, key=step_of, default=None)
+
+
+def mark_written(checkpoint: Path, progress: dict[str, Any]) -> None:
+    """Declare a checkpoint complete, and drop all but the newest ones beside it.
+
+    Args:
+        checkpoint: its folder; everything else in it is written.
+        progress: JSON-able, what the run needs besides weights and optimizer to go on.
+    """
+    for path in checkpoint.iterdir():
+        _sync(path)  # the mark must never be on the disk before what it vouches for
+    write_bytes(checkpoint / _MARK, json.dumps(progress).encode())
+    others = [path for path in checkpoint.parent.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    for path in sorted(others, key=step_of)[:-_KEPT]:
+        shutil.rmtree(path)
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What `mark_written` got.
+
+    Raises:
+        CorruptError: it cannot be read.
+    """
+    try:
+        return dict(json.loads((checkpoint / _MARK).read_bytes()))
+    except ValueError as error:
+        raise CorruptError(f"{checkpoint / _MARK} is damaged: {error}", f"remove the folder {checkpoint}") from error
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require gradients, whole and on the CPU; every process of a run must call it.
+
+    Args:
+        model: possibly sharded over processes.
+
+    Returns:
+        Tensors by the model's own parameter names.
+    """
+    return {
+        name: _whole(parameter).cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def write_trained(weights: dict[str, Tensor], checkpoint: Path) -> None:
+    """Write what `trained_weights` returned into a checkpoint's folder."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    save_file(weights, str(checkpoint / WEIGHTS))
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Args:
+        model: of the same architecture, with the same parameters requiring gradients; possibly sharded.
+        checkpoint: its folder.
+
+    Raises:
+        CorruptError: the weights are damaged or belong to another run.
+    """
+    path = checkpoint / WEIGHTS
+    hint = "start the run anew, without `--resume`"
+    try:
+        weights = load_file(str(path))
+    except Exception as error:  # safetensors raises its own kinds and plain OSError
+        raise CorruptError(f"{path} cannot be read: {error}", hint) from error
+    wanted = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise CorruptError(f"{path} holds the weights of another run", hint)
+    for name, parameter in wanted.items():
+        value = weights[name].to(device=parameter.device, dtype=parameter.dtype)
+        if isinstance(parameter, DTensor):
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(value)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
