@@ -1,7 +1,7 @@
 """Gradient through the answer only against the full one: memory, time, and what is kept of the gradient.
 
 `python -m benchmarks.frozen_context`. Memory and time: a Llama of nine million random weights, a context of
-2048 tokens, a decision of 48. What is kept: the playground's trained base and its data, as `persona gradients` shows it.
+2048 tokens, a decision of 48. What is kept: the playground's base and data, as `persona gradients` shows it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
             for behavior in _BEHAVIORS
         ]
     show(
-        f"The frozen gradient beside the full one, playground, {settings.method}, 100 examples each: cosine, norm ratio",
+        f"The frozen gradient beside the full one, playground, {settings.method}, 100 examples: cosine, norm ratio",
         ["group", *_BEHAVIORS],
         [
             (found[0].group, *(f"{group.cosine:.2f}, {group.norm_ratio:.2f}" for group in found))

@@ -100,7 +100,8 @@ def load_composed(composer: Composer, dtype: torch.dtype = torch.float32) -> Any
     quiet_transformers()
     folder = composer.base.folder
     config = read_config(folder)
-    weights = {name: composer.tensor(name) for name in composer.base.specs}
+    # Copies: a tensor that nothing changes is the memory-mapped base itself, and models are trained in place.
+    weights = {name: composer.tensor(name).to(dtype, copy=True) for name in composer.base.specs}
     with _loading(folder):
         model, info = model_class(config).from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True

@@ -92,3 +92,16 @@ def test_one_thread_for_a_tiny_model(make_checkpoint: Callable[..., Path]) -> No
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second is the checkpoint's own
+def test_changing_a_loaded_model_leaves_the_base_alone(
+    make_checkpoint: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    composer = base_alone(make_checkpoint("llama"))
+    before = {name: composer.base.tensor(name).clone() for name in composer.base.specs}
+    model = load_composed(composer, dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(composer.base.tensor(name), value) for name, value in before.items())

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from personality import processes
+
 SCHEMA = "persona/1"
 _TEXT_WIDTH = 24  # to which running text may be folded
 _PLAIN_WIDTH = 1000  # of what goes into a pipe or file: one row is one line there
@@ -22,6 +24,8 @@ _PLAIN_WIDTH = 1000  # of what goes into a pipe or file: one row is one line the
 
 class Output:
     """Where a command's result goes.
+
+    Where several processes share a run, only the first one tells; errors are told by each, with its number.
 
     Args:
         command: the verb, for the JSON envelope.
@@ -31,11 +35,14 @@ class Output:
     def __init__(self, command: str, *, as_json: bool) -> None:
         self.command = command
         self.as_json = as_json
+        self._quiet = processes.rank() > 0
         self._out = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
         self._err = Console(stderr=True, width=None if sys.stderr.isatty() else _PLAIN_WIDTH, highlight=False)
 
     def result(self, data: dict[str, Any], human: Callable[[], None]) -> None:
         """Give the command's result: as JSON, or by the function that prints it for people."""
+        if self._quiet:
+            return
         if self.as_json:
             envelope = {"schema": SCHEMA, "command": self.command, "ok": True, "data": data}
             sys.stdout.write(json.dumps(envelope, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -73,16 +80,20 @@ class Output:
 
     def note(self, text: str) -> None:
         """A remark on stderr: never part of the data."""
-        if not self.as_json:
+        if not self.as_json and not self._quiet:
             self._err.print(Text(text, style="dim"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A warning on stderr."""
+        if self._quiet:
+            return
         self._err.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
 
     def error(self, message: str, hint: str, *, kind: str, exit_code: int) -> None:
         """An error: on stderr for people, in the JSON envelope for programs."""
-        if self.as_json:
+        if self._quiet:
+            message = f"[process {processes.rank()}] {message}"
+        elif self.as_json:
             error = {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}
             envelope = {"schema": SCHEMA, "command": self.command, "ok": False, "error": error}
             sys.stdout.write(json.dumps(envelope, indent=1, ensure_ascii=False) + "\n")
@@ -98,7 +109,7 @@ class Output:
         Yields:
             A function to call with done, total and a short text.
         """
-        if self.as_json or not sys.stderr.isatty():
+        if self.as_json or self._quiet or not sys.stderr.isatty():
             yield lambda done, total, text: None
             return
         columns = (

@@ -35,15 +35,11 @@ def train(
     ] = None,
     general: Annotated[
         Path | None,
-        typer.Option(
-            help="JSONL of general examples, against forgetting.", show_default=False, rich_help_panel=_DATA
-        ),
+        typer.Option(help="JSONL of general examples, against forgetting.", show_default=False, rich_help_panel=_DATA),
     ] = None,
     general_ratio: Annotated[
         float | None,
-        typer.Option(
-            help="General examples per example of the behavior.", show_default="0.25", rich_help_panel=_DATA
-        ),
+        typer.Option(help="General examples per example of the behavior.", show_default="0.25", rich_help_panel=_DATA),
     ] = None,
     example_count: Annotated[
         int | None,
@@ -95,9 +91,7 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            help="Examples in a batch, general ones included.", show_default="5", rich_help_panel=_OBJECTIVE
-        ),
+        typer.Option(help="Examples in a batch, general ones included.", show_default="5", rich_help_panel=_OBJECTIVE),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of order and projections.", show_default="0", rich_help_panel=_OBJECTIVE)
@@ -134,9 +128,7 @@ def train(
     ] = False,
     weights: Annotated[
         Literal["float32", "bf16-compensated", "bf16-stochastic", "bf16"] | None,
-        typer.Option(
-            help="How trained weights are kept in memory.", show_default="float32", rich_help_panel=_WEIGHTS
-        ),
+        typer.Option(help="How trained weights are kept in memory.", show_default="float32", rich_help_panel=_WEIGHTS),
     ] = None,
     context: Annotated[
         Literal["full", "frozen"] | None,
@@ -151,13 +143,14 @@ def train(
     preflight: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Diagnose first.", rich_help_panel=_WATCH)
     ] = True,
-    force: Annotated[
-        bool, typer.Option("--force", help="Train even on no-go.", rich_help_panel=_WATCH)
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even on no-go.", rich_help_panel=_WATCH)] = False,
     guard: Annotated[
         bool | None,
         typer.Option(
-            "--guard/--no-guard", help="Stop at the first sign of collapse.", show_default="guard", rich_help_panel=_WATCH
+            "--guard/--no-guard",
+            help="Stop at the first sign of collapse.",
+            show_default="guard",
+            rich_help_panel=_WATCH,
         ),
     ] = None,
     avoid: Annotated[
@@ -167,7 +160,8 @@ def train(
         ),
     ] = None,
     avoid_top: Annotated[
-        int, typer.Option(min=0, help="Singular vectors that the direction is reduced to; 0: all.", rich_help_panel=_WATCH)
+        int,
+        typer.Option(min=0, help="Singular vectors that the direction is reduced to; 0: all.", rich_help_panel=_WATCH),
     ] = 16,
     avoid_two_sided: Annotated[
         bool,
@@ -178,8 +172,19 @@ def train(
     ] = False,
     placebo: Annotated[
         bool,
-        typer.Option("--placebo/--no-placebo", help="With --avoid, also avoid a random direction.", rich_help_panel=_WATCH),
+        typer.Option(
+            "--placebo/--no-placebo", help="With --avoid, also avoid a random direction.", rich_help_panel=_WATCH
+        ),
     ] = True,
+    auto: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Up to so many rounds on fresh examples, each changed as the last verdict says.",
+            show_default=False,
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_RUN)
     ] = False,
@@ -204,18 +209,19 @@ def train(
 ) -> int:
     """Train one behavior on the base, in one pass, and store the difference as a vector.
 
-    Diagnosed before, guarded during, judged after. Defaults can be set under [training] in persona.toml. The same command
-    goes on with a run that was interrupted. Under `accelerate launch` several processes share every batch.
+    Diagnosed before, guarded during, judged after. Defaults can be set under [training] in persona.toml. The same
+    command goes on with a run that was interrupted. Under `accelerate launch` several processes share every batch.
     """
+    from personality.cli.auto import train_rounds
     from personality.making.run_folder import unfinished_run
     from personality.making.training_job import TrainingJob
-    from personality.making.training_run import check_general, train_behavior
+    from personality.making.training_run import check_job, train_behavior
     from personality.vectors.training.settings import fitting, make_settings
 
     out = Output("train", as_json=as_json)
     repository = open_repository(directory)
     if resume:
-        if data is not None or general is not None:
+        if data is not None or general is not None or auto is not None:
             raise UsageError(
                 "--resume goes on with a run's own data and settings", "leave out `--data` and the other options"
             )
@@ -262,7 +268,9 @@ def train(
             force=force,
             probe_rows=probe_rows,
         )
-        check_general(job)
+        check_job(job)
+        if auto is not None:
+            return train_rounds(out, repository, job, auto, tensorboard)
     with out.progress(f"train {behavior}") as advance:
         trained = train_behavior(
             repository,
@@ -359,11 +367,11 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
             f"much of this update is lost when it is rounded (cosine {rounding.cosine:.2f}): "
             "use a larger learning rate, or more examples"
         )
-    if record.updates is not None and record.updates.cosine < 0.9:
+    if record.updates is not None and report.settings.weights == "bf16" and record.updates.cosine < 0.9:
         out.warn(
             f"weights kept in plain bfloat16 lost most of this training (cosine {record.updates.cosine:.2f}): steps at "
-            f"learning rate {report.settings.lr:g} are below its precision; use `--weights float32`, bf16-compensated or "
-            "bf16-stochastic"
+            f"learning rate {report.settings.lr:g} are below its precision; use `--weights float32`, bf16-compensated "
+            "or bf16-stochastic"
         )
 
 
@@ -372,7 +380,9 @@ def _show_avoided(out: Output, avoided: dict[str, Any]) -> None:
     for name, word in (("toward", avoided["label"]), ("placebo", "a random direction")):
         cosines = avoided.get(f"{name} cosines")
         if cosines is not None:
-            out.line(f"  updates along {word}: cosine {cosines['in']:+.4f} before projection, {cosines['out']:+.4f} after")
+            out.line(
+                f"  updates along {word}: cosine {cosines['in']:+.4f} before projection, {cosines['out']:+.4f} after"
+            )
     if "placebo measures" in avoided:
         out.line("  with the random direction instead:")
         out.table(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from personality.composition.composer import Composer
 from personality.making.checkups import Checkups
 from personality.making.training_job import AvoidOptions
 from personality.manifests.errors import PersonaError
 from personality.model import load_composed, threads_for
+from personality.vectors.task_vector import TaskVector
 from personality.vectors.training.avoidance import Avoidance, trained_weights
 from personality.vectors.training.directions import denoise, directions_of, random_directions
 from personality.vectors.training.examples import Example
@@ -24,7 +25,7 @@ from personality.vectors.training.run import Callbacks, TrainingReport, fine_tun
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.trainer import StepReport
-from personality.vectors.task_vector import TaskVector
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -34,11 +35,13 @@ class Arm:
         model: with the trained weights; PEFT's when adapters were trained.
         report: of the run.
         cosines: mean cosine of the updates with the direction to avoid, before and after projection; None without.
+        avoided: names of the weights that have a part of that direction.
     """
 
     model: Any
     report: TrainingReport
     cosines: tuple[float, float] | None
+    avoided: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,17 @@ class Bench:
         """
         model = fresh_model(self.composer, self.settings)
         folder.mkdir(parents=True, exist_ok=True)
+        avoided: list[str] = []
+
+        def make(trained: nn.Module) -> Avoidance:
+            assert avoid is not None
+            made = avoid(trained)
+            avoided.extend(made.names)
+            return made
+
         callbacks = Callbacks(
             checkup=self.checkups.measure if self.checkups is not None else None,
-            avoid=avoid,
+            avoid=make if avoid is not None else None,
             on_step=self.on_step,
             log=self.log,
         )
@@ -98,7 +109,7 @@ class Bench:
         cosines = None
         if pairs:
             cosines = (sum(x for x, _ in pairs) / len(pairs), sum(y or 0.0 for _, y in pairs) / len(pairs))
-        return Arm(model, report, cosines)
+        return Arm(model, report, cosines, tuple(avoided))
 
 
 def fresh_model(composer: Composer, settings: TrainSettings) -> Any:
@@ -116,32 +127,26 @@ def swapped(examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def avoidance(
-    vector: TaskVector, composer: Composer, options: AvoidOptions, *, placebo_seed: int | None = None
-) -> Callable[[nn.Module], Avoidance]:
-    """What keeps a model's updates out of a vector's direction, to be made when its trained weights are known.
+def make_avoidance(
+    vector: TaskVector, composer: Composer, options: AvoidOptions, model: nn.Module, *, placebo_seed: int | None = None
+) -> Avoidance:
+    """What keeps a model's updates out of a vector's direction.
 
     Args:
         vector: the direction.
         composer: of the base, for denoising.
         options: how.
+        model: whose trained parameters require gradients by now.
         placebo_seed: use a random direction of the same norms instead.
     """
-
-    def make(model: nn.Module) -> Avoidance:
-        tensors: Mapping[str, Tensor] = directions_of(vector, trained_weights(model)).tensors
-        if options.top is not None:
-            tensors = {
-                name: denoise(tensor, composer.base.tensor(name).float(), options.top) if tensor.ndim >= 2 else tensor
-                for name, tensor in tensors.items()
-            }
-        if placebo_seed is not None:
-            tensors = random_directions(tensors, placebo_seed)
-        return Avoidance(
-            tensors, model, one_sided=not options.two_sided, keep_magnitude=options.keep_magnitude
-        )
-
-    return make
+    tensors = directions_of(vector, trained_weights(model)).tensors
+    if options.top is not None:
+        tensors = {
+            name: denoise(tensor, composer.base.tensor(name).float(), options.top) for name, tensor in tensors.items()
+        }
+    if placebo_seed is not None:
+        tensors = random_directions(tensors, placebo_seed)
+    return Avoidance(tensors, model, one_sided=not options.two_sided, keep_magnitude=options.keep_magnitude)
 
 
 @torch.no_grad()
@@ -172,7 +177,11 @@ def save_weights(model: Any, folder: Path) -> None:
         PersonaError: when the disk is full.
     """
     try:
-        model.save_pretrained(str(folder))
+        if hasattr(model, "peft_config"):
+            # No embeddings are trained, and PEFT would ask the network whether they were resized.
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            model.save_pretrained(str(folder))
     except (OSError, SafetensorError) as error:
         raise PersonaError(
             f"cannot write the trained weights to {folder}: {error}",

@@ -53,7 +53,7 @@ def check_fresh(repository: Repository, behavior: str, examples: Sequence[Exampl
         label, items = next(iter(found.items()))
         fresh = len(examples) - count
         raise DataError(
-            f"{count} of {len(examples)} examples have been trained on already, such as {items[0].where} for `{label}`: "
+            f"{count} of {len(examples)} examples were trained on already, such as {items[0].where} for `{label}`: "
             "a model that sees an example twice learns it by heart instead of the behavior",
             (f"use the other {fresh} (`--fresh`), write new ones" if fresh else "write new ones")
             + ", or train on them again: `--allow-repeats`",

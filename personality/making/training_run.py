@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from personality.composition.opening import composer_of
 from personality.environment import tool_versions
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
-from personality.making.arm import Arm, Bench, avoidance, fresh_model, save_weights, subtract, swapped
+from personality.making.arm import Arm, Bench, fresh_model, make_avoidance, save_weights, subtract, swapped
 from personality.making.checkups import Checkups
+from personality.making.dose import dose_of
 from personality.making.health import Health, measure_health
 from personality.making.run_folder import RunFolder, run_folder
 from personality.making.training_data import TrainingData, read_data
 from personality.making.training_job import TrainingJob
 from personality.making.vector_records import record_vector
-from personality.making.verdict import Judgment, judge
+from personality.making.verdict import Judgment, compare, judge
 from personality.manifests.errors import PersonaError, UsageError
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.manifest import DataUsed, Making, Manifest
@@ -103,11 +105,13 @@ def train_behavior(
     told = on_stage or (lambda stage: None)
     processes.join()
     data = read_data(repository, job)
+    check_job(job)
     told("loading the base")
     # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
     composer = composer_of(repository, Personality(base=repository.config().base))
     tokenizer = load_tokenizer(composer.base.folder)
     base = load_composed(composer)
+    parameters = sum(parameter.numel() for parameter in base.parameters())
     probes = _probes(repository, job)
     with threads_for(base):
         diagnosis = _diagnose(base, tokenizer, data, job, probes, told)
@@ -138,7 +142,10 @@ def train_behavior(
     if not main:
         processes.wait_for_all()
         return Trained(Manifest.read(repository.manifest_path(folder.vector)), True, result.report, diagnosis)
-    judgment = judge(before.probes, after["toward"].probes, before.health, after["toward"].health, result.report)
+    effects = compare(
+        job.behavior, probes, before.probes, after["toward"].probes, before.health, after["toward"].health
+    )
+    judgment = judge(effects, dose_of(result.report.settings, result.report.sides, result.report.sign, parameters))
     record = _record(job, folder, data, diagnosis, before, arms, after, judgment)
     told("storing the vector")
     manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
@@ -208,8 +215,8 @@ def _train_arms(
     make, placebo = None, None
     if job.avoid is not None:
         vector = open_task_vector(repository, job.avoid.vector, job.avoid.label)
-        make = avoidance(vector, bench.composer, job.avoid)
-        placebo = avoidance(vector, bench.composer, job.avoid, placebo_seed=job.settings.seed)
+        make = partial(make_avoidance, vector, bench.composer, job.avoid)
+        placebo = partial(make, placebo_seed=job.settings.seed)
     arms = {"toward": bench.train(data.behavior, folder / "toward", make)}
     if job.contrastive:
         told("training away from the behavior")
@@ -306,6 +313,11 @@ def _record(
     health = after["toward"].health
     arm_records = {
         name: {
+            "data": arm.report.behavior_digest,
+            "examples": arm.report.behavior_examples,
+            "general examples": arm.report.general_examples,
+            "sides": arm.report.sides,
+            "settings": arm.report.settings.model_dump(mode="json"),
             "steps": arm.report.steps,
             "stopped": asdict(arm.report.sign) if arm.report.sign is not None else None,
             "loss": round(arm.report.losses[-1], 4),
@@ -339,6 +351,7 @@ def _avoided(
     found: dict[str, Any] = job.avoid.as_json()
     for name, arm in arms.items():
         if arm.cosines is not None:
+            found["tensors"] = len(arm.avoided)
             found[f"{name} cosines"] = {"in": round(arm.cosines[0], 6), "out": round(arm.cosines[1], 6)}
     if "placebo" in after:
         found["placebo measures"] = _measures(before.probes, after["placebo"].probes)
@@ -361,12 +374,18 @@ def _measures(before: Sequence[ProbeResult], after: Sequence[ProbeResult]) -> di
     return found
 
 
-def check_general(job: TrainingJob) -> None:
-    """Refuse a job that would train on one behavior alone without saying so.
+def check_job(job: TrainingJob) -> None:
+    """Refuse a job that would train on one behavior alone without saying so, or contradicts itself.
 
     Raises:
-        UsageError: no general data, or the behavior's own data in its place.
+        UsageError: no general data, or the behavior's own data in its place; a direction to avoid with weights in which
+            small corrections are rounded away.
     """
+    if job.avoid is not None and job.settings.weights != "float32" and job.settings.lora_rank is None:
+        raise UsageError(
+            f"--avoid with --weights {job.settings.weights}: small corrections would be rounded away",
+            "leave out `--weights`: float32 weights keep them",
+        )
     if job.general is None and job.settings.general_ratio > 0:
         raise UsageError(
             "no general data: training on one behavior alone makes a model forget the rest",

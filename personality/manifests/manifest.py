@@ -23,7 +23,7 @@ class DataUsed(Frozen):
         digest: over the examples that were used, in order.
         examples: how many of them.
         sides: how many of each `side`; empty when the examples name none.
-        ledger: digests of the examples that were used, sorted: a behavior is trained on each once (see docs/training.md).
+        ledger: digests of the examples that were used, sorted: a behavior is trained on each once (docs/training.md).
             Empty for general data.
     """
 

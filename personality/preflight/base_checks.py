@@ -11,9 +11,9 @@ from personality.preflight.findings import Finding
 from personality.preflight.measures import IMPROBABLE, Measures
 from personality.vectors.training.presets import Method, phases_of
 
-# Nats per token by which answers lie below the base's own replies. Another model's text is typically 0.3 to 1 below, a
-# careless mixture of sources 1 to 2; what no sampling would ever give is beyond 3 (e^-3: a twentieth at every token).
-_FAR = {"change": 1.0, "no-go": 3.0}
+# Nats per token by which answers lie below the base's own replies: a judgment, not a measurement. 1 is a third of the
+# probability at every token, 3 a twentieth: over a sentence the base would never sample it.
+_FAR = {"facts": 0.5, "change": 1.0, "no-go": 3.0}
 _SAME = 0.1  # within this of its own replies, the base says such things by itself
 _ALREADY = 0.95  # share of pairs that the base ranks rightly
 _AGAINST = 0.5
@@ -57,7 +57,7 @@ def check_bias(measures: Measures, method: Method) -> Iterator[Finding]:
 def check_policy(measures: Measures, method: Method) -> Iterator[Finding]:
     """Whether the answers are such as the base could write."""
     surprises, gap = measures.surprises(), measures.chosen_gap()
-    if surprises.look_like_facts and gap.low > 0:
+    if surprises.look_like_facts and gap.low > _FAR["facts"]:
         yield Finding(
             level="no-go",
             name="knowledge",

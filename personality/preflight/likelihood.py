@@ -15,12 +15,12 @@ from personality.vectors.training.objectives import token_log_probs
 from personality.vectors.training.tokens import Encoded, EncodedExample
 
 Array = np.ndarray
-_BATCH_TOKENS = 16_384
+_BATCH_TOKENS = 4096  # larger batches were slower on CPUs
 _BATCH_LOGITS = 1 << 26
 """Logits are the largest tensor: tokens × vocabulary in float32, so at most 256 MB of them at a time (or one text)."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model caches in it could not be trained with afterwards
 def answer_log_probs(model: Any, encoded: Sequence[Encoded]) -> list[Array]:
     """Log-probabilities of each dialogue's answer tokens, end of turn included.
 
@@ -56,7 +56,7 @@ def answer_log_probs(model: Any, encoded: Sequence[Encoded]) -> list[Array]:
     return [found[row] for row in range(len(encoded))]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model caches in it could not be trained with afterwards
 def own_replies(
     model: Any, tokenizer: Any, dialogues: Sequence[Encoded], *, seed: int, new_tokens: int
 ) -> list[Encoded]:

@@ -140,7 +140,7 @@ class Measures:
         return Surprises(
             answers=answers / count,
             tokens=tokens / sum(len(scores) for scores in self.chosen),
-            weight=total / -sum(float(scores.sum()) for scores in self.chosen),
+            weight=total / -sum(float(scores.sum()) for scores in self.chosen) if total else 0.0,
             common=common / total if total else 0.0,
         )
 

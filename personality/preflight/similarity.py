@@ -14,15 +14,19 @@ NEAR = 0.75
 """Jaccard similarity from which two texts count as nearly the same: one word changed in the middle of 25 gives 0.77."""
 
 _SHINGLE = 3
-# Scripts that do not put spaces between words are taken character by character.
-_WORDS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+")
+_PUNCTUATION = ".,!?;:…'\"()\u2010-\u201f«»\u3001-\u301f\uff01\uff0c\uff1a\uff1b\uff1f"
+# Scripts that do not put spaces between words are taken character by character. Signs are words: + is not -.
+_WORDS = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    rf"|\w+|[^\w\s{_PUNCTUATION}]"
+)
 
 Shingles = frozenset[tuple[str, ...]]
 Item = TypeVar("Item", bound=Hashable)
 
 
 def words(text: str) -> list[str]:
-    """A text's words, without case and punctuation."""
+    """A text's words and signs, without case and punctuation."""
     return _WORDS.findall(text.casefold())
 
 

@@ -34,13 +34,13 @@ def contradictions(examples: Sequence[Example], general: Sequence[Example]) -> t
     """
     rows = [row for row, item in enumerate(examples) if item.rejected is not None]
     rejected = [_Exchange(item, said(item.rejected)) for item in examples if item.rejected is not None]
-    among = near_exchanges(rejected, [_Exchange(item, said(item.chosen)) for item in examples])
-    against_general = near_exchanges(rejected, [_Exchange(item, said(item.chosen)) for item in general])
+    among = _near_exchanges(rejected, [_Exchange(item, said(item.chosen)) for item in examples])
+    against_general = _near_exchanges(rejected, [_Exchange(item, said(item.chosen)) for item in general])
     first: dict[tuple[str, ...], int] = {}
     sides = []
     for row, item in enumerate(examples):
         if item.side is not None:
-            early = first.setdefault((setting_of(item.prompt), *words(said(item.prompt))), row)
+            early = first.setdefault((setting_of(item.prompt), *(words(said(item.prompt)) or [said(item.prompt)])), row)
             if examples[early].side != item.side:
                 sides.append((row, early))
     return (
@@ -68,7 +68,7 @@ def _check_repetition(examples: Sequence[Example], general: Sequence[Example]) -
             advice="remove or rewrite them; they count like a second pass over the same example",
         )
     ours = [_Exchange(item, said(item.chosen)) for item in examples]
-    shared = near_exchanges(ours, [_Exchange(item, said(item.chosen)) for item in general])
+    shared = _near_exchanges(ours, [_Exchange(item, said(item.chosen)) for item in general])
     if shared:
         yield Finding(
             level=_level(len(shared), len(examples)),
@@ -127,7 +127,7 @@ class _Exchange:
         self.example = example
 
 
-def near_exchanges(queries: Sequence[_Exchange], rows: Sequence[_Exchange]) -> Pairs:
+def _near_exchanges(queries: Sequence[_Exchange], rows: Sequence[_Exchange]) -> Pairs:
     """Pairs of different examples near in both prompt and answer, under the same system turns.
 
     If both parts have a similarity of t or more, so have the two together (a mediant lies between its parts); so the

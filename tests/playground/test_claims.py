@@ -17,8 +17,9 @@ from personality.playground import base
 from personality.playground.behaviors import Sides, examples, general
 from personality.playground.probes import Probe, probes
 from personality.vectors.training.examples import read_examples
+from personality.vectors.training.presets import Method
 from personality.vectors.training.run import fine_tune
-from personality.vectors.training.settings import Method, TrainSettings
+from personality.vectors.training.settings import TrainSettings
 
 FOLDER = Path(base.__file__).parent
 PROBES = {probe.name: probe for probe in probes(60, 3)}

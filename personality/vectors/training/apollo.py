@@ -207,7 +207,7 @@ class Apollo(torch.optim.Optimizer):
         size = min(param.shape[-2:])
         rank = min(group["rank"], size)
         sharding = sharding_of(param)
-        weight, stack = local(param), param.shape[:-2]
+        weight, grad, stack = local(param), local(cast(Tensor, param.grad)), param.shape[:-2]
         state = self.state[param]
         if not state:
             whole = (*stack, max(param.shape[-2:]), rank)
@@ -225,7 +225,7 @@ class Apollo(torch.optim.Optimizer):
         return _Matrices(
             param,
             weight,
-            local(cast(Tensor, param.grad)),
+            grad.float() if grad.dtype == torch.float64 else grad,
             state,
             wide,
             size,
@@ -304,19 +304,10 @@ class Apollo(torch.optim.Optimizer):
         where = self._movement.where(each.param, mix_seed(group["seed"], each.index))
         intended = grad[where] * factor.expand(grad.shape)[where]
         self._movement.add(each.param, intended.add_(weight[where], alpha=decay).mul_(-lr))
-        compensation = each.state.get("compensation")
-        kept = None if compensation is None else local(compensation)
-        generator = self._rounding_generator(each.param, each.index, group)
+        add = self._rounding_adder(each.param, each.index, group)
         for rows in _blocks(weight):
             part = factor if factor.shape[0] == 1 else factor[rows]
-            delta = (grad[rows] * part).add_(weight[rows], alpha=decay).mul_(-lr)
-            add_update(
-                weight[rows],
-                delta,
-                group["weights"],
-                compensation=None if kept is None else kept[rows],
-                generator=generator,
-            )
+            add(rows, (grad[rows] * part).add_(weight[rows], alpha=decay).mul_(-lr))
 
     def _step_adam(self, numbered: list[tuple[int, Tensor]], group: dict[str, Any]) -> None:
         """One step of Adam for tensors without a matrix in them."""
@@ -329,8 +320,10 @@ class Apollo(torch.optim.Optimizer):
                     moment = torch.zeros_like(weight, dtype=torch.float32)
                     state[name] = placed_like(param, moment, tuple(param.shape))
                 self._start(param, weight, group)
-        for step in sorted({self.state[param]["step"] for _, param in numbered}):
-            same = [(index, param) for index, param in numbered if self.state[param]["step"] == step]
+        alike: dict[tuple[int, torch.device], list[tuple[int, Tensor]]] = {}
+        for index, param in numbered:
+            alike.setdefault((self.state[param]["step"], param.device), []).append((index, param))
+        for same in alike.values():
             grads = [local(cast(Tensor, param.grad)).float() for _, param in same]
             adapted = _adam(grads, [self.state[param] for _, param in same], group)
             for (index, param), found in zip(same, adapted, strict=True):
@@ -341,23 +334,24 @@ class Apollo(torch.optim.Optimizer):
                 delta = found.mul_(-group["lr"])
                 if weight.ndim:
                     self._movement.add(param, delta[self._movement.where(param, mix_seed(group["seed"], index))])
-                compensation = self.state[param].get("compensation")
-                add_update(
-                    weight,
-                    delta,
-                    group["weights"],
-                    compensation=None if compensation is None else local(compensation),
-                    generator=self._rounding_generator(param, index, group),
-                )
+                self._rounding_adder(param, index, group)(..., delta)
 
-    def _rounding_generator(self, param: Tensor, index: int, group: dict[str, Any]) -> torch.Generator | None:
-        """Randomness of one step of one parameter: alike on replicas and after resuming, unlike on shards."""
-        if group["weights"] != "stochastic":
-            return None
-        sharding = sharding_of(param)
-        shard = 0 if sharding is None else sharding.rank
-        seed = mix_seed(group["seed"], index, self.state[param]["step"], shard)
-        return torch.Generator(device=local(param).device).manual_seed(seed)
+    def _rounding_adder(self, param: Tensor, index: int, group: dict[str, Any]) -> Callable[[Any, Tensor], None]:
+        """A function that adds float32 updates to parts of a parameter of reduced precision."""
+        weight, compensation, generator = local(param), self.state[param].get("compensation"), None
+        lost = None if compensation is None else local(compensation)
+        if group["weights"] == "stochastic":
+            # Alike on replicas and after resuming, unlike on shards.
+            sharding = sharding_of(param)
+            shard = 0 if sharding is None else sharding.rank
+            seed = mix_seed(group["seed"], index, self.state[param]["step"], shard)
+            generator = torch.Generator(device=weight.device).manual_seed(seed)
+
+        def add(part: Any, delta: Tensor) -> None:
+            kept = None if lost is None else lost[part]
+            add_update(weight[part], delta, group["weights"], compensation=kept, generator=generator)
+
+        return add
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, moments in float32 whatever the parameters' dtype.
@@ -435,24 +429,30 @@ def _adam(values: list[Tensor], states: list[dict[str, Any]], group: dict[str, A
     step = states[0]["step"] + 1
     for state in states:
         state["step"] = step
-    averages = [local(state["exp_avg"]) for state in states]
-    squares = [local(state["exp_avg_sq"]) for state in states]
-    torch._foreach_lerp_(averages, values, 1.0 - first)
-    torch._foreach_mul_(squares, second)
-    torch._foreach_addcmul_(squares, values, values, 1.0 - second)
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, math.sqrt(1.0 - second**step))
-    torch._foreach_add_(denominators, group["eps"])
-    # Both corrections are applied one after the other, since their product may leave float32's range of use.
-    adapted = list(torch._foreach_div(averages, denominators))
-    torch._foreach_div_(adapted, 1.0 - first**step)
+    adapted = [torch.zeros_like(value) for value in values]
+    # torch's own one-pass kernel; a step of rate -1 from 0 leaves the quotient itself.
+    torch._fused_adamw_(
+        adapted,
+        values,
+        [local(state["exp_avg"]) for state in states],
+        [local(state["exp_avg_sq"]) for state in states],
+        [],
+        [torch.tensor(float(step), device=values[0].device)] * len(values),
+        amsgrad=False,
+        lr=-1.0,
+        beta1=first,
+        beta2=second,
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
     return adapted
 
 
 def _channel_factor(each: _Matrices, R: Tensor, adapted: Tensor) -> Tensor:
     """s_j = |R~_j| / |R_j| in a shape that multiplies the gradient on this process."""
     before = torch.linalg.vector_norm(R, dim=-1).clamp_min_(_TINY_NORM)
-    scaling = torch.linalg.vector_norm(adapted, dim=-1).div_(before)
+    scaling: Tensor = torch.linalg.vector_norm(adapted, dim=-1).div_(before)
     if not each.wide:
         return scaling.unsqueeze(-1)
     if each.sharding is not None:
@@ -462,23 +462,21 @@ def _channel_factor(each: _Matrices, R: Tensor, adapted: Tensor) -> Tensor:
 
 def _norm(matrices: Tensor) -> Tensor:
     """Frobenius norm of each matrix, float32."""
-    return cast(Tensor, torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), dtype=torch.float32)
+    return norms
 
 
 def _scaled_norm(grad: Tensor, factor: Tensor) -> Tensor:
     """|G·factor| of each matrix, without a second tensor of G's size."""
+    if grad.numel() <= _BLOCK:
+        return _norm(grad * factor)
     if grad.ndim > 2:
-        # A stack is worked through matrix by matrix where they are large.
-        if grad.numel() <= _BLOCK:
-            return _norm(grad * factor)
-        found = [_scaled_norm(matrix, part) for matrix, part in zip(grad, factor, strict=True)]
-        return torch.stack(found)
-    if factor.shape[0] != 1:  # channels are rows, which are read once
-        return torch.linalg.vector_norm(
-            torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32) * factor.squeeze(-1)
-        )
-    norms = [torch.linalg.vector_norm(grad[rows] * factor, dtype=torch.float32) for rows in _blocks(grad)]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else factor.new_zeros(())
+        return torch.stack([_scaled_norm(matrix, part) for matrix, part in zip(grad, factor, strict=True)])
+    if factor.shape[0] == 1:
+        norms = torch.stack([_norm(grad[rows] * factor) for rows in _blocks(grad)])
+    else:
+        norms = torch.linalg.vector_norm(grad, dim=-1, dtype=torch.float32) * factor.squeeze(-1)
+    return torch.sqrt(norms.square().sum())
 
 
 def _blocks(tensor: Tensor) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +24,11 @@ FIGURES = ("loss", "nll", "margin", "reward_margin", "chosen", "rejected", "chos
 
 @dataclass(frozen=True)
 class References:
-    """What the model at the beginning of a run gave to a batch's pairs.
+    """What the model at the beginning of a phase gave to the answers of a batch's behavior examples.
 
     Attributes:
-        chosen: float32 (P,), log-probabilities of the whole chosen answers, nats.
-        rejected: float32 (P,), likewise.
+        chosen: float32 (own,), log-probabilities of the whole chosen answers, nats.
+        rejected: float32 (P,), those of the rejected ones; empty without pairs.
     """
 
     chosen: Tensor
@@ -64,8 +63,8 @@ def batch_loss(
     """The objective over the rows of one process.
 
     Every mean is over the whole batch, so that sharing a batch does not change it: this process's rows count with
-    their share of the batch's answer tokens, or pairs. In DPO a general answer has the weight beta/2 per nat, which is how
-    strongly a chosen answer is pulled at the start (the derivative of equation 7 at margin 0).
+    their share of the batch's answer tokens, or pairs. In DPO a general answer has the weight beta/2 per nat, which is
+    how strongly a chosen answer is pulled at the start (the derivative of equation 7 at margin 0).
 
     Args:
         log_probs: (B, K), of tokens given those before them. Rows as in `collate`.
@@ -74,7 +73,7 @@ def batch_loss(
         whole: the whole batch.
         objective: of the phase.
         settings: for the objective's weights.
-        references: of this process's pairs; needed for DPO, otherwise they only add figures.
+        references: of this process's examples; needed for DPO, otherwise they only add figures.
         world: number of processes.
 
     Returns:
@@ -90,17 +89,18 @@ def batch_loss(
         # A process without pairs must still build a graph, or the others would wait for its gradients.
         general = sum_log_probs(log_probs[own:rows], mask[own:rows]).sum()
         loss = general * (-0.5 * settings.dpo_beta / whole.pairs)
-    if whole.pairs:
-        zero = log_probs.new_zeros(())
-        found |= {name: zero for name in _figures_of(objective, references is not None)}
+    found |= dict.fromkeys(_figures_of(objective, whole, references), log_probs.new_zeros(()))
+    means, lengths = mean_log_probs(log_probs, mask), mask.sum(-1)
+    if own:
+        part = own / len(whole.behavior)
+        found["chosen"] = means[:own].mean().detach() * part
+        if references is not None:
+            found["chosen_gain"] = (means[:own] - references.chosen / lengths[:own]).mean().detach() * part
     if pairs:
         part = pairs / whole.pairs
-        means = mean_log_probs(log_probs, mask)
         chosen, rejected = means[:pairs], means[rows:]
-        found["chosen"], found["rejected"] = chosen.mean().detach() * part, rejected.mean().detach() * part
+        found["rejected"] = rejected.mean().detach() * part
         if references is not None:
-            lengths = mask.sum(-1)
-            found["chosen_gain"] = (chosen - references.chosen / lengths[:pairs]).mean().detach() * part
             found["rejected_gain"] = (rejected - references.rejected / lengths[rows:]).mean().detach() * part
         found["margin"] = log_odds_ratio(chosen, rejected).detach().mean() * part
         if objective == "orpo":
@@ -119,9 +119,12 @@ def batch_loss(
     return BatchLoss(loss * world, figures)
 
 
-def _figures_of(objective: Objective, with_references: bool) -> Sequence[str]:
-    """Figures that only pairs have."""
-    names = ["margin", "chosen", "rejected"]
-    if objective != "sft":
-        names.append("reward_margin")
-    return [*names, "chosen_gain", "rejected_gain"] if with_references else names
+def _figures_of(objective: Objective, whole: BatchItem, references: References | None) -> list[str]:
+    """Figures that the whole batch has, also where this process has none of the examples that they come from."""
+    answers = ["chosen"] if whole.behavior else []
+    margins = []
+    if whole.pairs:
+        answers.append("rejected")
+        margins = ["margin"] if objective == "sft" else ["margin", "reward_margin"]
+    gains = [f"{name}_gain" for name in answers] if references is not None else []
+    return answers + margins + gains

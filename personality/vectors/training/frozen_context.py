@@ -112,7 +112,6 @@ def frozen_response_log_probs(
             "the model did not read the frozen context",
             "gradient checkpointing makes it drop the context: turn that off, or train with `--context full`",
         )
-    outputs.past_key_values = None  # the backward pass has all that it needs of it
     return token_log_probs(outputs.logits, inputs["input_ids"][:, 1:]), inputs["response_mask"][:, 1:], outputs
 
 

@@ -12,9 +12,9 @@ Objective = Literal["sft", "dpo", "orpo"]
 SMALL, LARGE = 1e7, 1e9
 """Parameters up to which a model is tiny, and from which the rates for large models hold."""
 
-LORA_FACTOR = 10.0
-"""Rates for low-rank adapters relative to those for whole weights, on models of 1B and more: their factors start at
-zero and must go farther. On tiny models the same rates serve both (docs/training.md has the figures)."""
+LORA_FACTOR, TINY_LORA_FACTOR = 10.0, 5.0
+"""Rates for low-rank adapters relative to those for whole weights: one of the factors starts at zero and must go
+farther. The one for large models is in common use, the one for tiny models was measured on the playground."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preset:
 
 PRESETS: dict[Objective, Preset] = {
     "sft": Preset(rate=2e-5, usual=(1e-5, 2e-5), tiny_rate=2e-3, needs_rejected=False),
-    "dpo": Preset(rate=5e-7, usual=(1e-7, 1e-6), tiny_rate=1e-3, needs_rejected=True),
+    "dpo": Preset(rate=5e-7, usual=(1e-7, 1e-6), tiny_rate=5e-4, needs_rejected=True),
     "orpo": Preset(rate=1e-5, usual=(5e-6, 2e-5), tiny_rate=2e-3, needs_rejected=True),
 }
 
@@ -66,8 +66,10 @@ def default_learning_rate(objective: Objective, parameters: int, *, lora: bool =
         Peak learning rate for AdamW and for Apollo with its default scale, rounded to two digits.
     """
     preset = PRESETS[objective]
-    large = preset.rate * (LORA_FACTOR if lora else 1.0)
+    large, tiny = preset.rate, preset.tiny_rate
+    if lora:
+        large, tiny = large * LORA_FACTOR, tiny * TINY_LORA_FACTOR
     place = (math.log(max(parameters, 1)) - math.log(SMALL)) / (math.log(LARGE) - math.log(SMALL))
     place = min(1.0, max(0.0, place))
-    rate = math.exp((1 - place) * math.log(preset.tiny_rate) + place * math.log(large))
+    rate = math.exp((1 - place) * math.log(tiny) + place * math.log(large))
     return float(f"{rate:.1e}")

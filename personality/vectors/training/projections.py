@@ -149,7 +149,7 @@ def _multiplies_bfloat16(device_type: str) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     if device_type != "cpu":
         return False
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.backends.mkldnn.enabled) and torch.cpu._is_avx512_bf16_supported()
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from personality.manifests.errors import DataError, PersonaError
@@ -18,6 +18,7 @@ from personality.vectors.training.avoidance import Avoidance
 from personality.vectors.training.batches import gather_batches, general_needed, plan_batches
 from personality.vectors.training.checkpoints import load_trained, newest, step_of
 from personality.vectors.training.examples import Example, count_sides, digest_examples
+from personality.vectors.training.frozen_context import check_frozen_context
 from personality.vectors.training.guard import Checkup, CollapseGuard, GuardLimits, Sign
 from personality.vectors.training.presets import PRESETS, Objective, phases_of
 from personality.vectors.training.run_log import RunLog
@@ -131,8 +132,8 @@ def fine_tune(
 
     Args:
         model: causal language model of transformers, weights in the dtype that `settings.weights` means, or what
-            `attach_adapters` made of one. It comes back in evaluation mode, without gradients, on the device on which it was
-            trained; after an error its weights are whatever the last step left.
+            `attach_adapters` made of one. It comes back in evaluation mode, without gradients, on the device on which
+            it was trained; after an error its weights are whatever the last step left.
         tokenizer: the model's.
         behavior: examples of the behavior; with `rejected` for DPO and ORPO. SFT ignores `rejected`.
         general: examples that keep the model's abilities; only their answers' likelihood counts.
@@ -160,6 +161,8 @@ def fine_tune(
     used_behavior = used_general = steps = 0
     trainer: BehaviorTrainer | None = None
     with trainable(model, settings) as names:
+        if settings.context == "frozen":
+            check_frozen_context(model, _pad_id(tokenizer))
         avoidance = callbacks.avoid(model) if callbacks.avoid is not None else None
         for number, phase in enumerate(phases, start=1):
             plan = plan_batches(
@@ -185,10 +188,9 @@ def fine_tune(
                 rate=phase.rate,
                 pad_id=_pad_id(tokenizer),
                 folder=folder,
-                watch=_watch(callbacks, guard, avoidance),
+                watch=_watch(callbacks, phase.objective, guard, avoidance),
             )
             _run_phase(trainer, model, folder, callbacks.log, resume=resume)
-            _check_finite(trainer, names)
             reports += trainer.reports
             entries += [{"phase": phase.objective, **entry} for entry in (guard.log if guard else [])]
             used_behavior += sum(len(batch.behavior) for batch in plan)
@@ -252,6 +254,9 @@ def _split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
 
 def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: RunLog | None, *, resume: bool) -> None:
     """Run a phase from its beginning or from its newest checkpoint; afterwards the model has what is to be kept."""
+    if not resume:
+        # Another run's checkpoints must never be taken for a good state of this one.
+        shutil.rmtree(folder, ignore_errors=True)
     checkpoint = newest(folder) if resume else None
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -262,7 +267,7 @@ def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: Ru
             load_trained(model, checkpoint)
             trainer.state.global_step = step_of(checkpoint)
             return
-    if PRESETS[trainer.objective].needs_rejected:
+    if trainer.objective == "dpo" or trainer.watch.guard is not None:
         trainer.note_references()
     problem: DivergedError | None = None
     try:
@@ -273,7 +278,7 @@ def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: Ru
     finally:
         # On a GPU the forward pass was wrapped for autocast; a caller must get its own model back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if trainer.interrupt.requested and trainer.sign is None:
+    if trainer.asked_to_stop and trainer.sign is None:
         raise InterruptedRunError(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}", "go on with `--resume`"
         )
@@ -295,7 +300,7 @@ def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: Ru
     load_trained(model, good)
 
 
-def _watch(callbacks: Callbacks, guard: CollapseGuard | None, avoidance: Avoidance | None) -> Watch:
+def _watch(callbacks: Callbacks, phase: Objective, guard: CollapseGuard | None, avoidance: Avoidance | None) -> Watch:
     """A phase's watch, which also writes the log."""
     log = callbacks.log
 
@@ -311,7 +316,7 @@ def _watch(callbacks: Callbacks, guard: CollapseGuard | None, avoidance: Avoidan
         checkup=callbacks.checkup if guard is not None else None,
         avoidance=avoidance,
         on_step=on_step,
-        on_checkup=(lambda checkup: log.event("checkup", **asdict(checkup))) if log is not None else None,
+        on_checkup=(lambda checkup: log.event("checkup", phase=phase, **asdict(checkup))) if log is not None else None,
     )
 
 
@@ -324,17 +329,6 @@ def _last_seconds(reports: Sequence[StepReport]) -> list[float]:
     """Seconds of each phase."""
     last = {report.phase: report.seconds for report in reports}
     return list(last.values())
-
-
-def _check_finite(trainer: BehaviorTrainer, names: Sequence[str]) -> None:
-    """Catch what only the last step spoiled, after which no loss is computed."""
-    keep = set(names)
-    for name, parameter in trainer.model.named_parameters():
-        if name in keep and not torch.isfinite(parameter).all():
-            raise DivergedError(
-                f"{name} has NaN or Inf after training; nothing was kept",
-                f"lower the learning rate (`--lr`, it was {trainer.rate:g})",
-            )
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -88,4 +88,4 @@ def _summary_writer(folder: Path) -> Any:
         raise UsageError(
             "TensorBoard is not installed", "install it: `pip install tensorboard`, or leave `--tensorboard` out"
         ) from error
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

@@ -162,16 +162,22 @@ class TrainSettings(BaseModel):
 
 
 def fitting(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A repository's defaults overlaid with what a user gave; defaults that belong to another method are left out.
+    """A repository's defaults overlaid with what a user gave.
+
+    Defaults that belong to another method are left out, the learning rate among them: a good rate for one objective, or
+    for whole weights, says nothing about another, or about adapters.
 
     Args:
         defaults: fields of `TrainSettings` from `persona.toml`.
         given: fields from the command line; they win, and are never left out.
     """
-    method: Method = given.get("method", defaults.get("method", TrainSettings.model_fields["method"].default))
+    usual: Method = defaults.get("method", TrainSettings.model_fields["method"].default)
+    method: Method = given.get("method", usual)
     other = {name for name, objective in _OWN.items() if objective not in phases_of(method)}
     if method != "sft-dpo":
         other |= set(_TWO_PHASES)
+    if method != usual or given.get("lora_rank") != defaults.get("lora_rank"):
+        other.add("lr")
     return {name: value for name, value in defaults.items() if name not in other} | dict(given)
 
 

@@ -11,6 +11,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from personality.manifests.errors import UsageError
 
+# torch 2.13 gave these new names and warns of the old ones.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class Sharding:
@@ -68,7 +72,7 @@ class Sharding:
         chunk = self.chunk(size)
         padded = _pad(values, chunk * self.ranks)
         mine = torch.empty(chunk, values.shape[1], dtype=values.dtype, device=values.device)
-        dist.reduce_scatter_tensor(mine, padded, group=self.group)
+        _reduce_scatter(mine, padded, group=self.group)
         start, stop = self.part(size)
         return mine[: stop - start]
 
@@ -84,7 +88,7 @@ class Sharding:
         """
         chunk = self.chunk(size)
         whole = torch.empty(chunk * self.ranks, dtype=part.dtype, device=part.device)
-        dist.all_gather_into_tensor(whole, _pad(part.contiguous(), chunk), group=self.group)
+        _all_gather(whole, _pad(part.contiguous(), chunk), group=self.group)
         return whole[:size]
 
 

@@ -45,14 +45,12 @@ def chosen_parameters(model: nn.Module, settings: TrainSettings) -> set[str]:
         settings: `only`, `layers`, `train_embeddings`, `train_norms`.
 
     Raises:
-        UsageError: a selector names nothing that this model has, or nothing is left.
+        UsageError: a selector names nothing that this model has.
     """
     found = select_parameters(model, settings.only, settings.layers)
     if not settings.only:
         frozen = frozen_parameters(model, settings)
         found -= {name for name, parameter in model.named_parameters() if id(parameter) in frozen}
-    if not found:
-        raise UsageError("nothing to train: every parameter is frozen", "use `--train-embeddings` or `--train-norms`")
     return found
 
 
@@ -73,7 +71,12 @@ def trainable(model: nn.Module, settings: TrainSettings) -> Iterator[tuple[str, 
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     if settings.lora_rank is None:
         keep = chosen_parameters(model, settings)
-        names = [name for name in before if name in keep]
+        names = [name for name, requires_grad in before.items() if requires_grad and name in keep]
+        keep = set(names)
+        if not names:
+            raise UsageError(
+                "nothing to train: every parameter is frozen", "use `--train-embeddings` or `--train-norms`"
+            )
         _check_dtypes(model, names, settings)
     else:
         names = [name for name, requires_grad in before.items() if requires_grad]
@@ -104,7 +107,7 @@ def _check_dtypes(model: nn.Module, names: list[str], settings: TrainSettings) -
         dtype = parameters[name].dtype
         if dtype != wanted:
             raise UsageError(
-                f"{name} is {dtype}, `weights` says {settings.weights}: low learning rates are rounded away below float32",
+                f"{name} is {dtype}, `weights` says {settings.weights}: below float32 small steps are rounded away",
                 f"load the model with `dtype={wanted}`, or say how its weights are kept (`--weights`)",
             )
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -34,9 +35,16 @@ from personality.vectors.training.guard import Checkup, CollapseGuard, Sign
 from personality.vectors.training.interrupt import Interrupt
 from personality.vectors.training.objectives import sum_log_probs, token_log_probs
 from personality.vectors.training.presets import Objective
-from personality.vectors.training.settings import Schedule, TrainSettings
+from personality.vectors.training.settings import Schedule, TrainSettings, Weights
+from personality.vectors.training.weight_update import Rounding
 
-_WEIGHTS = {"bf16": "nearest", "bf16-compensated": "compensated", "bf16-stochastic": "stochastic"}
+# How the optimizer writes steps into weights of each kind.
+_ROUNDING: dict[Weights, Rounding] = {
+    "float32": "nearest",
+    "bf16": "nearest",
+    "bf16-compensated": "compensated",
+    "bf16-stochastic": "stochastic",
+}
 
 
 class DivergedError(PersonaError):
@@ -59,7 +67,8 @@ class StepReport:
         reward_margin: what the preference objective raises: for DPO beta times how much more the chosen answer's
             log-probability has risen over the reference than the rejected one's; for ORPO lambda times the difference
             of their log-probabilities per token; None otherwise.
-        chosen, rejected: mean log-probability per token of the pairs' answers, nats; None without pairs.
+        chosen: mean log-probability per token of the behavior's chosen answers, nats.
+        rejected: that of the rejected ones; None without pairs.
         chosen_gain, rejected_gain: the same minus what the model gave at the beginning of the phase.
         cos_in, cos_out: cosine of the step's update with the direction to avoid, before and after projection.
         kl: mean KL divergence per token from the base on held-out text, nats; None where it was not measured.
@@ -146,6 +155,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         self.reports: list[StepReport] = []
         self.sign: Sign | None = None
         self.interrupt = Interrupt()
+        self._others_stop = False
         self.figures: dict[str, float | None] = {}
         self.last_tokens = 0
         self._references: list[References] | None = None
@@ -166,6 +176,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=on_gpu,
+            ddp_find_unused_parameters=False,  # what is trained takes part in every batch
         )
         if on_gpu and arguments.world_size == 1:
             arguments._n_gpu = 1  # several devices are `accelerate launch`'s business, not DataParallel's
@@ -183,7 +194,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         self._log_probs = frozen_response_log_probs if frozen else response_log_probs
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """This process's share of every batch, in the plan's order; no batch goes to one process alone."""
+        """The share of this process of every batch, in the plan's order; no batch goes to one process alone."""
         return DataLoader(
             self._shares,  # type: ignore[arg-type]
             batch_size=1,
@@ -193,14 +204,14 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
 
     @torch.no_grad()
     def note_references(self) -> None:
-        """Keep what the model as it is now gives to the answers of all pairs: DPO's reference, and the guard's."""
+        """Keep what the model as it is now gives to all answers: DPO's reference, and the guard's."""
         self.model.eval()
         found = []
         for share in self._shares:
             inputs = self._prepare_inputs(self._collate(share))
             log_probs, mask, _ = self._log_probs(self.model, inputs, keep_logits=self._keep_logits)
-            sums, pairs = sum_log_probs(log_probs, mask), share.pairs
-            found.append(References(chosen=sums[:pairs], rejected=sums[sums.shape[0] - pairs :]))
+            sums = sum_log_probs(log_probs, mask)
+            found.append(References(chosen=sums[: len(share.behavior)], rejected=sums[len(sums) - share.pairs :]))
         self._references = found
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -288,7 +299,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
             name: None if math.isnan(value) and name not in ("loss", "nll") else value
             for name, value in zip(FIGURES, figures, strict=True)
         }
-        self.last_tokens, self.interrupt.requested = int(all_tokens), stop > 0
+        self.last_tokens, self._others_stop = int(all_tokens), stop > 0
         if not math.isfinite(self.figures["loss"] or 0.0):
             raise DivergedError(
                 f"the loss is {self.figures['loss']} at step {index + 1} of {self.state.max_steps}; nothing was kept",
@@ -296,6 +307,32 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
                 "check the base for NaN or Inf",
             )
         return (found.loss, outputs) if return_outputs else found.loss
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether somebody wants the run to stop; with several processes, what all of them know of."""
+        return self._others_stop if self.args.world_size > 1 else self.interrupt.requested
+
+    def check_finite(self) -> None:
+        """Catch weights that a step spoiled, before they are taken for a good state.
+
+        Raises:
+            DivergedError: NaN or Inf, in any process.
+        """
+        bad = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not _finite(parameter)
+        ]
+        count = torch.tensor(float(len(bad)), device=self.args.device)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(count)
+        if count > 0:
+            raise DivergedError(
+                f"{bad[0] if bad else 'a weight'} has NaN or Inf after step {self.state.global_step} of "
+                f"{self.state.max_steps}; nothing was kept",
+                f"lower the learning rate (`--lr`, it was {self.rate:g})",
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters of a checkpoint, under the model's own names.
@@ -383,10 +420,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             trainer.sign = watch.guard.observe(report)
             if trainer.sign is None and checkup is not None:
                 trainer.sign = watch.guard.check(checkup)
-        if trainer.sign is not None or trainer.interrupt.requested:
+        if due and trainer.sign is None:
+            trainer.check_finite()
+        if trainer.sign is not None or trainer.asked_to_stop:
             control.should_training_stop = True
         # What is on the disk is always a state in which nothing was wrong.
-        control.should_save = trainer.sign is None and (due or trainer.interrupt.requested)
+        control.should_save = trainer.sign is None and (due or trainer.asked_to_stop)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The checkpoint is whole now."""
@@ -428,7 +467,7 @@ def make_optimizer(params: list[nn.Parameter], settings: TrainSettings, rate: fl
         weight_decay=settings.weight_decay,
         norm_growth=settings.norm_growth,
         seed=settings.seed,
-        weights=_WEIGHTS.get(settings.weights, "nearest"),
+        weights=_ROUNDING[settings.weights],
     )
 
 
@@ -479,6 +518,11 @@ def response_log_probs(model: nn.Module, inputs: dict[str, Tensor], *, keep_logi
     outputs = model(input_ids=ids, **arguments)
     logits = outputs.logits if keep_logits else outputs.logits[:, targets - 1]
     return token_log_probs(logits, ids[:, targets]), mask[:, targets], outputs
+
+
+def _finite(parameter: Tensor) -> bool:
+    value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return bool(torch.isfinite(value).all())
 
 
 def _innermost(model: nn.Module) -> nn.Module:

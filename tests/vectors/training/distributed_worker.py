@@ -5,6 +5,7 @@ Every comparison is with a single process's run, made here too. Figures go to FO
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,9 +22,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,7 +56,7 @@ def sharded_llama(mesh: DeviceMesh) -> Any:
 
 
 def optimizer_of(model: nn.Module, kind: str) -> Apollo:
-    return Apollo(model.parameters(), lr=5e-3, update_proj_gap=7, seed=3, **KINDS[kind])
+    return Apollo(model.parameters(), lr=1e-2, update_proj_gap=7, seed=3, **KINDS[kind])
 
 
 def train(model: Any, optimizer: Apollo, steps: range, rank: int = 0, ranks: int = 1) -> list[float]:
@@ -62,7 +64,7 @@ def train(model: Any, optimizer: Apollo, steps: range, rank: int = 0, ranks: int
     mine = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
     losses = []
     for step in steps:
-        ids = torch.randint(0, 97, (ROWS, 12), generator=torch.Generator().manual_seed(step % 5))[mine]
+        ids = torch.randint(0, 97, (ROWS, 12), generator=torch.Generator().manual_seed(step % 2))[mine]
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -93,7 +95,7 @@ def curves(mesh: DeviceMesh, rank: int, ranks: int) -> dict[str, Any]:
     return found
 
 
-def shapes(mesh: DeviceMesh, kind: str, dtype: torch.dtype, weights: Any) -> float:
+def shapes(ranks: int, kind: str, dtype: torch.dtype, weights: Any, *, replicas: bool) -> float:
     """Largest difference between sharded and whole parameters of every shape, relative to the movement."""
 
     def run(place: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], Apollo]:
@@ -106,7 +108,9 @@ def shapes(mesh: DeviceMesh, kind: str, dtype: torch.dtype, weights: Any) -> flo
             optimizer.step()
         return [p.full_tensor() if isinstance(p, DTensor) else p for p in params], optimizer
 
-    spread, optimizer = run(lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]))
+    mesh = init_device_mesh("cpu", (1, ranks) if replicas else (ranks,))
+    placements = [Replicate(), Shard(0)] if replicas else [Shard(0)]
+    spread, optimizer = run(lambda tensor: distribute_tensor(tensor, mesh, placements))
     alone, _ = run(lambda tensor: tensor)
     assert optimizer.survival().share_changed > 0.5
     return max(float((a - b).detach().abs().max()) for a, b in zip(spread, alone, strict=True)) / 0.01
@@ -117,19 +121,22 @@ def checkpoints(mesh: DeviceMesh, folder: Path, rank: int, ranks: int) -> dict[s
     model = sharded_llama(mesh)
     optimizer = optimizer_of(model, "apollo")
     train(model, optimizer, range(9), rank, ranks)
-    dcp.save(
+    save(
         {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)},
         checkpoint_id=folder / "checkpoint",
     )
     full = StateDictOptions(full_state_dict=True)
     all_weights = get_model_state_dict(model, options=full)
-    all_state = get_optimizer_state_dict(model, optimizer, options=full)
+    all_state = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=full))  # what is whole is not copied
     unbroken = train(model, optimizer, range(9, 15), rank, ranks)
 
     resumed = sharded_llama(mesh)
     other = Apollo(resumed.parameters(), lr=1.0, rank=4, seed=99)  # what was saved must win
-    loaded = {"model": get_model_state_dict(resumed), "optimizer": get_optimizer_state_dict(resumed, other)}
-    dcp.load(loaded, checkpoint_id=folder / "checkpoint")
+    loaded: dict[str, Any] = {
+        "model": get_model_state_dict(resumed),
+        "optimizer": get_optimizer_state_dict(resumed, other),
+    }
+    load(loaded, checkpoint_id=folder / "checkpoint")
     set_model_state_dict(resumed, loaded["model"])
     set_optimizer_state_dict(resumed, other, loaded["optimizer"])
     continued = train(resumed, other, range(9, 15), rank, ranks)
@@ -167,7 +174,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
     found = {
         "curves": curves(mesh, rank, ranks),
         "shapes": {
-            f"{kind} {weights} {dtype}": shapes(mesh, kind, dtype, weights)
+            f"{kind} {weights} {dtype}": shapes(ranks, kind, dtype, weights, replicas=kind == "mini")
             for kind in KINDS
             for dtype, weights in ((torch.float32, "nearest"), (torch.bfloat16, "compensated"))
         },

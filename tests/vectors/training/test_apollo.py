@@ -189,33 +189,68 @@ def test_packed_experts_step_each_like_a_matrix_of_its_own(kind: Any, shape: tup
         assert torch.allclose(packed[expert], alone, atol=1e-6)
 
 
-def test_rank_is_clamped_and_the_state_is_small() -> None:
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+@pytest.mark.parametrize(("kind", "rank"), [("channel", 3), ("tensor", 1)])
+def test_the_state_is_the_papers(shape: tuple[int, int], kind: Any, rank: int) -> None:
+    param = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = Apollo([param], rank=rank, scale_type=kind)
+    apply(param, random_grads(shape, 2), optimizer)
+    state = optimizer.state[param]
+    numbers = sum(value.numel() if torch.is_tensor(value) else 1 for value in state.values())
+    assert numbers == 2 * 30 * rank + 2
+    assert state_bytes(optimizer) == 4 * 2 * 30 * rank + 4 + 8
+    # Projections are kept in memory beside it, and are not part of what is saved.
+    assert optimizer.projection_bytes == 4 * 20 * rank
+    assert sorted(optimizer.state_dict()["state"][0]) == ["exp_avg", "exp_avg_sq", "norm", "step"]
+
+
+def test_rank_is_clamped() -> None:
     param = torch.nn.Parameter(torch.zeros(4, 10))
     optimizer = Apollo([param], rank=256)
     apply(param, random_grads((4, 10), 1), optimizer)
-    assert optimizer.state[param]["exp_avg"].shape == (4, 10)
-
-    param = torch.nn.Parameter(torch.zeros(30, 20))
-    optimizer = Apollo([param], rank=3)
-    apply(param, random_grads((30, 20), 1), optimizer)
-    # Two moments of r·n numbers, n the longer side, then norm, seed and step.
-    assert state_bytes(optimizer) == 4 * (2 * 3 * 30) + 4 + 8 + 8
+    assert optimizer.state[param]["exp_avg"].shape == (10, 4)
 
 
-def test_projections_keep_lengths_and_differ_between_parameters_and_periods() -> None:
-    device = torch.device("cpu")
-    P = projection(1, 0, 64, 400, device)
-    assert P.shape == (64, 400)
-    assert torch.equal(P, projection(1, 0, 64, 400, device))
-    vectors = torch.randn(400, 200, generator=torch.Generator().manual_seed(0))
-    kept = (P @ vectors).square().sum(0) / vectors.square().sum(0)
-    assert abs(float(kept.mean()) - 1.0) < 0.05
-    others = [projection(1, 1, 64, 400, device), projection(2, 0, 64, 400, device)]
-    for other in others:
-        cosine = float((P * other).sum() / (P.norm() * other.norm()))
-        assert abs(cosine) < 0.03
-    seeds = {mix_seed(base, index) for base in range(30) for index in range(300)}
-    assert len(seeds) == 30 * 300
+@pytest.mark.parametrize("shape", [(384, 800), (800, 384)])
+def test_large_gradients_step_as_the_paper_says(shape: tuple[int, int]) -> None:
+    # Above the size from which products may be done in bfloat16.
+    grads = random_grads(shape, 3)
+    param = torch.nn.Parameter(torch.zeros(shape))
+    apply(param, grads, Apollo([param], lr=0.1, rank=64))
+    tall = shape[0] > shape[1]
+    sides = [grad.T if tall else grad for grad in grads]
+    wanted = paper_steps(torch.zeros(384, 800), sides, lr=0.1, rank=64, tensor=False, gap=200, wd=0.0, seed=0)
+    found = param.detach().double()
+    assert float(((found.T if tall else found) - wanted).norm() / wanted.norm()) < 3e-3
+
+
+def test_double_precision_is_kept() -> None:
+    single, double = torch.nn.Parameter(torch.ones(6, 9)), torch.nn.Parameter(torch.ones(6, 9).double())
+    grads = random_grads((6, 9), 3)
+    apply(single, grads, Apollo([single], lr=1e-9, rank=2))
+    apply(double, [grad.double() for grad in grads], Apollo([double], lr=1e-9, rank=2))
+    assert torch.equal(single, torch.ones(6, 9))
+    assert 0 < float((double.detach() - 1).abs().max()) < 1e-8
+
+
+def test_many_parameters_step_as_each_would_alone() -> None:
+    shapes = [(6, 9), (9, 6), (3, 4, 5), (7,), (6, 9), (2, 40)]
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    grads = {shape: random_grads(shape, 4, seed=len(shape)) for shape in shapes}
+    optimizer = Apollo(params, lr=0.1, rank=2)
+    for step in range(4):
+        for number, (param, shape) in enumerate(zip(params, shapes, strict=True)):
+            # The second comes a step later, so that it is at another step than its neighbors.
+            param.grad = None if number == 1 and step == 0 else grads[shape][step].clone()
+        optimizer.step()
+    late = torch.nn.Parameter(torch.zeros(9, 6))
+    unused = torch.nn.Parameter(torch.zeros(6, 9))
+    alone = Apollo([unused, late], lr=0.1, rank=2)
+    for grad in grads[(9, 6)][1:]:
+        late.grad = grad.clone()
+        alone.step()
+    assert torch.equal(params[1], late)
+    assert not torch.equal(params[0], params[4])  # same gradients, projections of their own
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -242,12 +277,22 @@ def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [
+        (torch.float32, "nearest"),
+        (torch.bfloat16, "nearest"),
+        (torch.bfloat16, "compensated"),
+        (torch.bfloat16, "stochastic"),
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 4, 5, 8])  # inside a period, at its end, just behind it, at the next end
 @pytest.mark.parametrize("kind", ["channel", "tensor"])
-def test_a_resumed_run_is_bit_identical(stop: int, dtype: torch.dtype, kind: Any) -> None:
+def test_a_resumed_run_is_bit_identical(stop: int, dtype: torch.dtype, weights: Any, kind: Any) -> None:
     def make(model: torch.nn.Module, seed: int) -> Apollo:
-        return Apollo(model.parameters(), lr=0.01, rank=2, scale_type=kind, update_proj_gap=4, seed=seed)
+        return Apollo(
+            model.parameters(), lr=0.01, rank=2, scale_type=kind, update_proj_gap=4, seed=seed, weights=weights
+        )
 
     whole = network(dtype=dtype)
     train(whole, make(whole, 7), range(11))
@@ -255,9 +300,9 @@ def test_a_resumed_run_is_bit_identical(stop: int, dtype: torch.dtype, kind: Any
     first = network(dtype=dtype)
     optimizer = make(first, 7)
     train(first, optimizer, range(stop))
-    weights, state = saved_and_loaded(first.state_dict()), saved_and_loaded(optimizer.state_dict())
+    model_state, state = saved_and_loaded(first.state_dict()), saved_and_loaded(optimizer.state_dict())
     second = network(seed=99, dtype=dtype)
-    second.load_state_dict(weights)
+    second.load_state_dict(model_state)
     # The seed is part of the state, so even another base seed goes on with the old projections.
     resumed = make(second, 12345)
     resumed.load_state_dict(state)

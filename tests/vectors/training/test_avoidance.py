@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused() -> None:
     avoidance = Avoidance({"matrix": torch.ones(5, 4)}, model)
     with pytest.raises(UsageError, match="1 of the parameters"):
         avoidance.attach(torch.optim.SGD([model.get_parameter("vector")], lr=0.1))
-    model.get_parameter("matrix").requires_grad_(requires_grad=False)
+    model.get_parameter("matrix").requires_grad_(False)
     with pytest.raises(IncompatibleError):
         Avoidance({"matrix": torch.ones(5, 4)}, model)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.repository import Repository
+from personality.vectors import low_rank
 from personality.vectors.task_vector import TaskVector, open_task_vector
 from personality.vectors.training.directions import denoise, directions_of, random_directions
 from tests.composition.conftest import random_tensor, store
-
 
 TENSORS = {
     "layers.0.q.weight": random_tensor((5, 4), 1),
@@ -40,7 +40,8 @@ def test_a_stored_vector_becomes_dense_directions(vector: TaskVector) -> None:
 def test_a_low_rank_vector_becomes_dense_directions(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     a, b = random_tensor((2, 4), 1), random_tensor((5, 2), 2)
-    vector = open_task_vector(repository, store_low_rank(repository, {"w": (a, b, 2.0)}), "listening@1")
+    factors = {"w" + low_rank.SUFFIX_A: a, "w" + low_rank.SUFFIX_B: b}
+    vector = open_task_vector(repository, store(repository, factors, low_rank.header({"w": 2.0}, [])), "listening@1")
     torch.testing.assert_close(directions_of(vector, {"w": (5, 4)}).tensors["w"], 2.0 * b @ a)
 
 
@@ -53,7 +54,7 @@ def test_tensors_that_are_not_trained_are_left_out_and_told(vector: TaskVector) 
 
 
 def test_nothing_in_common_is_refused(vector: TaskVector) -> None:
-    with pytest.raises(IncompatibleError, match="3 tensors .* nothing in the 1 that are trained here"):
+    with pytest.raises(IncompatibleError, match=r"3 tensors .* nothing in the 1 that are trained here"):
         directions_of(vector, {"layers.0.q.weight": (4, 5)})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,9 @@ LOCAL: dict[str, Callable[[], Any]] = {
     ),
     "olmo_hybrid": lambda: transformers.OlmoHybridConfig(
         **COMMON, linear_key_head_dim=8, linear_value_head_dim=16, layer_types=MIXED, pad_token_id=0, eos_token_id=1
+    ),
+    "jamba": lambda: transformers.JambaConfig(
+        **COMMON, num_experts=2, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1
     ),
     "sliding": lambda: transformers.MistralConfig(**COMMON, sliding_window=4),
     "gpt2": lambda: transformers.GPT2Config(
@@ -249,6 +253,62 @@ def test_gradient_by_finite_differences(kind: str, name: str, monkeypatch: pytes
     assert measured == pytest.approx(expected, rel=1e-2)
 
 
+def states_of(cache: Any) -> list[Tensor]:
+    """Copies of all that a cache holds."""
+    found = []
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            held = value.values() if isinstance(value, dict) else [value]
+            found += [tensor.clone() for tensor in held if isinstance(tensor, Tensor)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ("llama", *RECURRENT, "sliding"))
+def test_reading_changes_nothing(kind: str) -> None:
+    """A cache that was read once can be read again, with the same result."""
+    model = make_model(kind)
+    filled = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.arange(14).reshape(2, 7), past_key_values=filled, use_cache=True)
+    before = states_of(filled)
+    cache = FrozenCache(filled, torch.tensor([1, 0, 1]))
+    block = {"input_ids": torch.arange(9).reshape(3, 3), "past_key_values": cache, "use_cache": True}
+    first, second = model(**block).logits, model(**block).logits
+    assert torch.equal(first, second)
+    (first.sum() + second.sum()).backward()
+    torch.testing.assert_close(states_of(filled), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ("llama", "qwen3_5", "olmo_hybrid"))
+def test_autocast(kind: str) -> None:
+    model, item = make_model(kind), mixed_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, wanted = frozen_loss(model, item), full_loss(model, item)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=0.02)
+    assert {gradient.dtype for gradient in gradients(model, loss).values()} == {torch.float32}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ("llama", "qwen3_5"))
+@pytest.mark.usefixtures("one_process")
+def test_inside_a_wrapper_for_several_processes(kind: str) -> None:
+    model, item = make_model(kind), mixed_batch()
+    alone = gradients(model, frozen_loss(model, item))
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        model.zero_grad()
+        torch.autograd.backward(frozen_loss(wrapped, item))
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, alone[name], atol=1e-5, rtol=1e-4), name
+
+
 def test_stock_cache_fails_where_ours_does_not() -> None:
     """The reason for a cache of our own; should this ever pass, it is no longer needed."""
     model = make_model("qwen3_5")
@@ -311,11 +371,10 @@ def test_check_finds_an_architecture_that_does_not_continue() -> None:
         check_frozen_context(AutoModelForCausalLM.from_config(config), 0)
 
 
-def test_check_finds_a_state_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model("qwen3_5")
-    monkeypatch.setattr(FrozenCache, "get_recurrent_state", lambda self, layer_idx, state_idx=0: None)
+def test_check_finds_a_state_that_is_lost() -> None:
+    """Mamba layers of this kind begin anew with every block of more than one token."""
     with pytest.raises(UsageError, match="nats from those of a full pass"):
-        check_frozen_context(model, 0)
+        check_frozen_context(make_model("jamba"), 0)
 
 
 @given(

@@ -13,10 +13,12 @@ from torch import Tensor
 from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.examples import Example
 from personality.vectors.training.objectives import (
+    dpo_loss,
     log_odds_ratio,
     mean_log_probs,
     orpo_loss,
     sft_loss,
+    sum_log_probs,
     token_log_probs,
 )
 from personality.vectors.training.tokens import encode_examples
@@ -94,6 +96,52 @@ def test_orpo_loss_is_trls_on_the_same_examples(llama: Callable[..., Any], token
     assert abs(float(result.odds) + metrics["log_odds_ratio"]) < 1e-5
     assert abs(float(means[:3].mean()) - metrics["logps/chosen"]) < 1e-5
     assert abs(float(means[3:].mean()) - metrics["logps/rejected"]) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside the oracle
+@pytest.mark.parametrize("beta", [0.01, 0.5])
+def test_dpo_loss_is_trls_on_the_same_examples(
+    beta: float, llama: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    model, reference = llama(seed=1), llama(seed=2)
+    arguments = DPOConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=3,
+        beta=beta,
+        max_length=100,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in PLAIN]
+    theirs = DPOTrainer(model, reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    batch = next(iter(theirs.get_train_dataloader()))
+    with torch.no_grad():
+        wanted = theirs.compute_loss(model.eval(), dict(batch))
+        policy, mask, _ = ours(model, tokenizer, pairs=True)
+        before, _, _ = ours(reference, tokenizer, pairs=True)
+        now, then = sum_log_probs(policy, mask), sum_log_probs(before, mask)
+        result = dpo_loss(now[:3], now[3:], then[:3], then[3:], beta)
+    assert abs(float(result.loss) - float(wanted)) < 1e-5
+    margins = theirs._metrics["eval"]["rewards/margins"]  # the model is in evaluation mode
+    assert abs(float(result.margin) - float(margins[-1])) < 1e-5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=6), st.floats(0.01, 1.0))
+def test_dpo_at_its_reference_is_log_two_and_pulls_both_ways_alike(values: list[float], beta: float) -> None:
+    chosen = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor(values[::-1], dtype=torch.float64, requires_grad=True)
+    result = dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta)
+    assert float(result.loss.detach()) == pytest.approx(0.6931471805599453)
+    assert float(result.margin) == 0.0
+    up, down = torch.autograd.grad(result.loss, (chosen, rejected))
+    pull = torch.full_like(chosen, -beta / 2 / len(values))
+    assert torch.allclose(up, pull) and torch.allclose(down, -pull)
 
 
 @settings(max_examples=50, deadline=None)

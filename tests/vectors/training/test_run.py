@@ -11,7 +11,7 @@ from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.batches import BatchItem, collate, plan_batches
 from personality.vectors.training.examples import Example, Message, digest_examples
 from personality.vectors.training.objectives import log_odds_ratio, mean_log_probs, sft_loss
-from personality.vectors.training.run import TrainingReport, fine_tune
+from personality.vectors.training.run import Callbacks, TrainingReport, fine_tune
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.tokens import encode_examples
 from personality.vectors.training.trainer import DivergedError, StepReport, response_log_probs
@@ -26,6 +26,7 @@ def train(tokenizer: Any, pairs: Examples, generals: Examples, tmp_path: Path) -
 
     def run(model: Any, settings: TrainSettings | None = None, **changes: Any) -> TrainingReport:
         given = {"behavior": pairs(20), "general": generals(5), "work_dir": tmp_path, **changes}
+        given["callbacks"] = Callbacks(on_step=given.pop("on_step", None))
         return fine_tune(model, tokenizer, settings=settings or TrainSettings(rank=8), **given)
 
     return run
@@ -219,14 +220,14 @@ def test_checkpointing_changes_memory_and_not_the_result(llama: Maker, train: Ca
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_a_run_is_silent_and_leaves_nothing(
+def test_a_run_is_silent_and_leaves_two_checkpoints(
     llama: Maker, train: Callable[..., TrainingReport], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
     train(llama(), work_dir=work)
     assert capfd.readouterr() == ("", "")
-    assert list(work.iterdir()) == []
+    assert sorted(path.name for path in work.glob("*/*")) == ["checkpoint-4", "checkpoint-5"]
 
 
 def test_nan_weights_stop_the_run_at_once(llama: Maker, train: Callable[..., TrainingReport]) -> None:
@@ -275,7 +276,7 @@ def test_an_interrupt_within_a_step_leaves_no_gradients(llama: Maker, train: Cal
 def test_weights_below_float32_and_nothing_to_train_are_refused(
     llama: Maker, train: Callable[..., TrainingReport]
 ) -> None:
-    with pytest.raises(UsageError, match=r"is torch.bfloat16; low learning rates are rounded away") as caught:
+    with pytest.raises(UsageError, match=r"is torch.bfloat16, `weights` says float32") as caught:
         train(llama().bfloat16())
     assert "torch.float32" in caught.value.hint
     model = llama()

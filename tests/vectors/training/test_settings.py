@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from personality.manifests.errors import UsageError
-from personality.vectors.training.settings import TrainSettings, default_learning_rate, make_settings
+from personality.vectors.training.presets import PRESETS, default_learning_rate
+from personality.vectors.training.settings import TrainSettings, fitting, make_settings
 
 
 def test_settings_survive_a_manifest() -> None:
@@ -20,7 +21,16 @@ def test_settings_survive_a_manifest() -> None:
         ({"lr": 0.0}, "lr 0.0: Input should be greater than 0"),
         ({"lr": math.nan}, "lr nan"),
         ({"lr": math.inf}, "lr inf"),
-        ({"method": "dpo"}, "method 'dpo': Input should be 'sft' or 'orpo'"),
+        ({"method": "ppo"}, "method 'ppo': Input should be 'sft', 'dpo', 'orpo' or 'sft-dpo'"),
+        ({"method": "sft", "dpo_beta": 0.1}, "dpo_beta 0.1 belongs to dpo, the method is sft"),
+        ({"method": "dpo", "orpo_lambda": 0.5}, "orpo_lambda 0.5 belongs to orpo, the method is dpo"),
+        ({"method": "dpo", "dpo_lr": 1e-6}, "dpo_lr 1e-06 belongs to sft-dpo, the method is dpo"),
+        ({"sft_share": 0.3}, "sft_share 0.3 belongs to sft-dpo, the method is orpo"),
+        ({"context": "frozen", "gradient_checkpointing": True}, "gradient_checkpointing drops the cache"),
+        ({"lora_alpha": 8.0}, "lora_alpha 8 without lora_rank"),
+        ({"lora_rank": 4, "weights": "bf16-stochastic"}, "an adapter's factors are always float32"),
+        ({"lora_rank": 4, "train_norms": True}, "factors of linear layers only"),
+        ({"optimizer": "adamw", "weights": "bf16-compensated"}, "the optimizer is adamw"),
         ({"optimiser": "adamw"}, "optimiser 'adamw': Extra inputs are not permitted"),
         ({"batch_size": 4}, "batch_size 4 has no room .* general_ratio 0.25: it takes at least 5"),
         ({"batch_size": 3, "general_ratio": 4.0}, "it takes at least 5"),
@@ -50,10 +60,34 @@ def test_default_rates() -> None:
     for size in (1e9, 8e9, 70e9):
         assert default_learning_rate("sft", int(size)) == 2e-5
         assert default_learning_rate("orpo", int(size)) == 1e-5
+        assert default_learning_rate("dpo", int(size)) == 5e-7
+        assert default_learning_rate("orpo", int(size), lora=True) == 1e-4
     assert default_learning_rate("orpo", 540_000) == 2e-3
     assert default_learning_rate("sft", 10_000_000) == 2e-3
+    assert default_learning_rate("dpo", 540_000) == 5e-4
+    assert default_learning_rate("orpo", 540_000, lora=True) == 1e-2
     sizes = [10**k for k in range(6, 12)]
-    for method in ("sft", "orpo"):
-        rates = [default_learning_rate(method, size) for size in sizes]
+    for objective, preset in PRESETS.items():
+        rates = [default_learning_rate(objective, size) for size in sizes]
         assert rates == sorted(rates, reverse=True)
-        assert 1e-5 < rates[2] < 2e-3
+        assert preset.rate < rates[2] < preset.tiny_rate
+        assert preset.usual[0] <= preset.rate <= preset.usual[1]
+
+
+def test_each_phase_has_its_own_rate() -> None:
+    both = make_settings(method="sft-dpo", lr=3e-5, dpo_lr=7e-7)
+    assert (both.rate_of("sft", 10**9), both.rate_of("dpo", 10**9)) == (3e-5, 7e-7)
+    preset = make_settings(method="sft-dpo")
+    assert (preset.rate_of("sft", 10**9), preset.rate_of("dpo", 10**9)) == (2e-5, 5e-7)
+    assert make_settings(method="dpo", lr=1e-6).rate_of("dpo", 10**9) == 1e-6
+
+
+def test_a_repositorys_defaults_give_way_where_they_do_not_fit() -> None:
+    defaults = {"lr": 1e-3, "orpo_lambda": 0.2, "rank": 8}
+    assert fitting(defaults, {}) == defaults
+    assert fitting(defaults, {"rank": 4}) == {**defaults, "rank": 4}
+    # A rate for one objective, or for whole weights, says nothing about another, or about adapters.
+    assert fitting(defaults, {"method": "dpo"}) == {"rank": 8, "method": "dpo"}
+    assert fitting(defaults, {"lora_rank": 4}) == {"orpo_lambda": 0.2, "rank": 8, "lora_rank": 4}
+    assert fitting(defaults, {"method": "dpo", "lr": 1e-6}) == {"rank": 8, "method": "dpo", "lr": 1e-6}
+    assert fitting({"method": "dpo", "lr": 1e-6, "dpo_beta": 0.1}, {"method": "dpo"})["lr"] == 1e-6

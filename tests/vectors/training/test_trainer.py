@@ -30,16 +30,16 @@ def test_the_cosine_by_hand() -> None:
 def test_optimizers_are_what_the_settings_name() -> None:
     matrix, vector = torch.nn.Parameter(torch.zeros(6, 8)), torch.nn.Parameter(torch.zeros(8))
     params = [matrix, vector]
-    apollo = make_optimizer(params, TrainSettings(lr=0.1, rank=4, alpha=2.0, weight_decay=0.2, seed=3))
+    apollo = make_optimizer(params, TrainSettings(rank=4, alpha=2.0, weight_decay=0.2, seed=3), 0.1)
     assert isinstance(apollo, Apollo)
     options = apollo.param_groups[0]
     assert (options["rank"], options["scale"], options["scale_type"]) == (4, 2.0, "channel")
     assert (options["lr"], options["weight_decay"], options["norm_growth"]) == (0.1, 0.2, 1.01)
 
-    mini = make_optimizer(params, TrainSettings(optimizer="apollo-mini", lr=0.1)).param_groups[0]
+    mini = make_optimizer(params, TrainSettings(optimizer="apollo-mini"), 0.1).param_groups[0]
     assert (mini["rank"], mini["scale"], mini["scale_type"]) == (1, None, "tensor")
 
-    adamw = make_optimizer(params, TrainSettings(optimizer="adamw", lr=0.1, weight_decay=0.2))
+    adamw = make_optimizer(params, TrainSettings(optimizer="adamw", weight_decay=0.2), 0.1)
     assert isinstance(adamw, torch.optim.AdamW)
     decays = {id(p): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
     assert decays == {id(matrix): 0.2, id(vector): 0.0}
