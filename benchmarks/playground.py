@@ -72,7 +72,7 @@ class Bench:
             probe_rows=0,
         )
         trained = train_behavior(self.repository, job)
-        return trained.report.seconds
+        return trained.manifest.making.seconds
 
     def measure(self, uses: Sequence[tuple[str, float]], composition: Composition | None = None) -> Results:
         """Measure the base with these vectors at these scales."""

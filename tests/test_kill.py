@@ -185,7 +185,7 @@ def random_kills(killer: Killer, root: Path, persona: Persona, numbers: random.R
             scale = f"{numbers.uniform(-1, 1):.3f}"
             argv = {
                 "add": ["add", numbers.choice(["listening", "concise"]), "--scale", scale],
-                "train": [*TRAIN, "--seed", str(numbers.randrange(10**6))],
+                "train": [*TRAIN, "--allow-repeats", "--seed", str(numbers.randrange(10**6))],
                 "build": ["build", "--again"],
                 "export": ["export", "head", "out", "--force"],
             }[kind]

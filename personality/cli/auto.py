@@ -48,9 +48,10 @@ def train_rounds(
 
 
 def _show(out: Output, behavior: str, report: AutoReport) -> None:
-    columns = ["round", "vector", ">examples", ">rate", ">general", ">wanted", "verdict", "what was changed"]
+    probes = _own_probes(report, behavior)
+    names = [f">{probe.removeprefix(behavior + '.')}" for probe in probes]
     out.table(
-        columns,
+        ["round", "vector", ">examples", ">rate", ">general", *names, "verdict", "what was changed"],
         [
             (
                 str(item.number),
@@ -58,7 +59,7 @@ def _show(out: Output, behavior: str, report: AutoReport) -> None:
                 str(item.examples),
                 f"{item.rate:g}",
                 percent(item.general_ratio),
-                _effect(item, behavior),
+                *(_figure(item, probe) for probe in probes),
                 item.verdict,
                 item.change,
             )
@@ -80,16 +81,18 @@ def _name(item: Round) -> str:
     return item.manifest.label if item.manifest is not None else "nothing stored"
 
 
-def _effect(item: Round, behavior: str) -> str:
-    """The behavior's own probes after the round, without those that push back."""
-    if item.manifest is None:
+def _own_probes(report: AutoReport, behavior: str) -> list[str]:
+    """Names of the behavior's own probes."""
+    measured = [item.manifest.measures for item in report.rounds if item.manifest is not None]
+    return sorted({probe for measures in measured for probe in measures if probe.startswith(f"{behavior}.")})
+
+
+def _figure(item: Round, probe: str) -> str:
+    """What a probe gave after the round: the wanted opening's probability, or the share of passing replies."""
+    values = item.manifest.measures.get(probe) if item.manifest is not None else None
+    if values is None:
         return ""
-    figures = [
-        values.get("probability after", values["passed after"])
-        for probe, values in sorted(item.manifest.measures.items())
-        if probe.startswith(f"{behavior}.") and not probe.endswith(".push_back")
-    ]
-    return ", ".join(f"{figure:.0%}" for figure in figures)
+    return f"{values.get('probability after', values['passed after']):.0%}"
 
 
 def _as_json(report: AutoReport) -> dict[str, Any]:

@@ -265,12 +265,13 @@ class Story:
                 job,
                 on_step=lambda step: advance(step.step, step.steps, f"loss {step.loss:.3f}"),
             )
-        report = trained.report
+        making, training = trained.manifest.making, trained.manifest.making.training
+        assert training is not None
         options |= {"examples": count} if count else {}
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
         self._stage.say(
-            f"persona train {behavior}{given}   {report.behavior_examples} + {report.general_examples} examples, "
-            f"{report.steps} steps, {report.seconds:.2f} s → {trained.manifest.label}"
+            f"persona train {behavior}{given}   {making.data[0].examples} + {making.data[1].examples} examples, "
+            f"{training.steps} steps, {making.seconds:.2f} s → {trained.manifest.label}"
         )
         return trained
 

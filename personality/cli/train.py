@@ -280,7 +280,8 @@ def train(
             on_step=lambda step: advance(step.step, step.steps, _step_text(step)),
         )
     _show(out, job, trained)
-    return 3 if trained.report.sign is not None else 0
+    training = trained.manifest.making.training
+    return 3 if training is not None and training.stopped is not None else 0
 
 
 def _avoid(
@@ -305,7 +306,7 @@ def _avoid(
 
 def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
     """The result of a run, for people and for programs."""
-    manifest, report = trained.manifest, trained.report
+    manifest, making = trained.manifest, trained.manifest.making
     rounding, record = manifest.rounding, manifest.making.training
     assert record is not None
 
@@ -314,13 +315,14 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
         out.line(f"{manifest.label}{word}", "bold")
         if trained.preflight is not None:
             out.line(f"  preflight: {trained.preflight.verdict}")
-        used = sides_text(report.sides)
-        of_behavior = f"{report.behavior_examples} examples{f' ({used})' if used else ''}"
-        out.line(f"  {of_behavior} + {report.general_examples} general, {record.steps} steps, {report.seconds:.2f} s")
-        rates = f"learning rate {report.settings.lr:g}"
-        if report.settings.method == "sft-dpo":
-            rates += f", then {report.settings.dpo_lr:g}"
-        out.line(f"  {report.settings.method} by {report.settings.optimizer}, {rates}")
+        used = sides_text(making.data[0].sides)
+        of_behavior = f"{making.data[0].examples} examples{f' ({used})' if used else ''}"
+        general = sum(data.examples for data in making.data[1:])
+        out.line(f"  {of_behavior} + {general} general, {record.steps} steps, {making.seconds:.2f} s")
+        rates = f"learning rate {making.settings['lr']:g}"
+        if making.settings["method"] == "sft-dpo":
+            rates += f", then {making.settings['dpo_lr']:g}"
+        out.line(f"  {making.settings['method']} by {making.settings['optimizer']}, {rates}")
         out.line(f"  {len(manifest.tensors)} tensors, {size(manifest.bytes)}, norm {manifest.norm:.4g}")
         out.line(
             f"  after rounding to the base's dtype {percent(rounding.share_changed)} of the touched elements change, "
@@ -348,15 +350,15 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
         {
             "vector": manifest.as_json(),
             "new": trained.new,
-            "seconds": report.seconds,
+            "seconds": making.seconds,
             "steps": record.steps,
-            "losses": list(report.losses),
+            "losses": list(trained.report.losses) if trained.report is not None else [],
         },
         human,
     )
     if record.stopped is not None:
         out.warn(
-            f"stopped at step {record.stopped['step']} of {report.reports[-1].steps}: {record.stopped['text']}; "
+            f"stopped at step {record.stopped['step']}: {record.stopped['text']}; "
             f"kept is the state after step {record.steps}"
         )
     if trained.preflight is not None:
@@ -367,10 +369,10 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
             f"much of this update is lost when it is rounded (cosine {rounding.cosine:.2f}): "
             "use a larger learning rate, or more examples"
         )
-    if record.updates is not None and report.settings.weights == "bf16" and record.updates.cosine < 0.9:
+    if record.updates is not None and making.settings["weights"] == "bf16" and record.updates.cosine < 0.9:
         out.warn(
             f"weights kept in plain bfloat16 lost most of this training (cosine {record.updates.cosine:.2f}): steps at "
-            f"learning rate {report.settings.lr:g} are below its precision; use `--weights float32`, bf16-compensated "
+            f"learning rate {making.settings['lr']:g} are below its precision; use `--weights float32`, bf16-compensated "
             "or bf16-stochastic"
         )
 

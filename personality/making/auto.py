@@ -130,7 +130,7 @@ def auto_train(
         general_ratio=job.settings.general_ratio,
     )
     done: list[Round] = []
-    ended = f"{rounds} rounds were asked for"
+    ended = "no further round was asked for"
     while len(done) < rounds:
         settings = _settings(job.settings, plan, parameters)
         own = job.model_copy(update={"examples": plan.examples, "fresh": True, "settings": settings})
@@ -212,7 +212,7 @@ def _next(found: Round, plan: _Plan, job: TrainingJob, top: float, fresh: int) -
 
 def _one_sided(found: Round) -> bool:
     """Whether a run without any sign of collapse was trained on one side alone."""
-    if found.trained is None or found.trained.report.sign is not None:
+    if found.trained is None or found.trained.report is None or found.trained.report.sign is not None:
         return False
     sides = found.trained.report.sides
     return not sides.get("push_back") and not sides.get("unlabeled")

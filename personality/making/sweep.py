@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from personality.making.sweep_cell import Cell, Measures, Trial
 from personality.making.training_data import TrainingData, read_data
 from personality.making.training_job import TrainingJob
 from personality.making.verdict import OPENING, Change, Effects, Judgment, Role, compare, judge, role_of
+from personality.manifests.atomic import abandoned
 from personality.manifests.canonical import digest
 from personality.manifests.errors import DataError, UsageError
 from personality.manifests.evaluation import Figure, ProbeResult
@@ -155,12 +157,14 @@ def run_sweep(
         prompts = [*largest.behavior[:4], *largest.unseen[:4]]
         checkups = Checkups(base, tokenizer, largest.unseen, prompts, max_length=job.settings.max_length)
     folder = repository.local / "sweeps"
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in abandoned(folder, deep=False):  # checkpoints of a cell that was killed
+        shutil.rmtree(path, ignore_errors=True)
     file = CellFile(folder / f"{_key(repository, job, data, probes, held_out)}.jsonl")
-    trial = Trial(composer, tokenizer, base, probes, held_out, checkups, folder)
+    trial = Trial(composer, tokenizer, parameters, probes, held_out, checkups, folder)
     if file.base is None:
         told("measuring the base")
         file.add_base(trial.measure(base))
+    del base  # a cell loads its own, and there may be room for one only
     assert file.base is not None
     plan = [(count, own) for count in amounts for own in settings]
     cells: list[Cell] = []

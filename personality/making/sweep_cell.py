@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from personality.evaluation.suite import Probe
 from personality.making.arm import Bench
 from personality.making.checkups import Checkups
 from personality.making.health import Health, measure_health
+from personality.manifests.atomic import temporary_beside
 from personality.manifests.evaluation import ProbeResult
 from personality.manifests.record import Frozen
 from personality.model import threads_for
@@ -72,29 +73,32 @@ class Trial:
     Attributes:
         composer: of the base alone.
         tokenizer: the base's.
-        base: the base, to compare with and to tell its size; it is not changed.
+        parameters: number of the base's parameters.
         probes: what to measure.
         held_out: general examples that no cell is trained on.
         checkups: for the guard; None for none.
-        scratch: an existing folder for checkpoints, which are removed again.
+        scratch: folder for checkpoints, which are removed again.
     """
 
     composer: Composer
     tokenizer: Any
-    base: Any
+    parameters: int
     probes: list[Probe]
     held_out: Sequence[Example]
     checkups: Checkups | None
     scratch: Path
 
-    def measure(self, model: Any) -> Measures:
+    def measure(self, model: Any, step: int | None = None) -> Measures:
         """Measure a model.
 
         Args:
             model: in evaluation mode.
+            step: after which it is; None for the base, which is not compared with itself.
         """
         with threads_for(model):
-            kl = self.checkups.measure(model, 0).kl if self.checkups is not None and model is not self.base else None
+            kl = None
+            if self.checkups is not None and step is not None:
+                kl = self.checkups.measure(model, step).kl
             health = measure_health(model, self.tokenizer, self.held_out, kl)
             return Measures(probes=tuple(measure(model, self.tokenizer, self.probes)), health=health)
 
@@ -118,20 +122,32 @@ class Trial:
             InterruptedRunError: somebody stopped it.
         """
         sides = count_sides(examples)
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            bench = Bench(self.composer, self.tokenizer, settings, general, self.checkups, None, on_step, False)
-            try:
-                arm = bench.train(examples, Path(folder))
-            except DivergedError as error:
-                lost = Sign("nothing-left", 0, 0.0, 0.0, error.message)
-                return _cell(len(examples), self._filled(settings), sides, 0, 0.0, lost, None)
-        measures = self.measure(arm.model.eval())
+        folder = temporary_beside(self.scratch / "cell")
+        folder.mkdir(parents=True)
+        bench = Bench(
+            composer=self.composer,
+            tokenizer=self.tokenizer,
+            settings=settings,
+            general=general,
+            checkups=self.checkups,
+            log=None,
+            on_step=on_step,
+            resume=False,
+        )
+        try:
+            arm = bench.train(examples, folder)
+        except DivergedError as error:
+            lost = Sign("nothing-left", 0, 0.0, 0.0, error.message)
+            return _cell(len(examples), self._filled(settings), sides, 0, 0.0, lost, None)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         report = arm.report
+        measures = self.measure(arm.model.eval(), report.steps)
         return _cell(len(examples), report.settings, sides, report.steps, report.seconds, report.sign, measures)
 
     def _filled(self, settings: TrainSettings) -> TrainSettings:
-        parameters = sum(parameter.numel() for parameter in self.base.parameters())
-        return settings.model_copy(update={"lr": settings.rate_of(phases_of(settings.method)[0], parameters)})
+        rate = settings.rate_of(phases_of(settings.method)[0], self.parameters)
+        return settings.model_copy(update={"lr": rate})
 
 
 def _cell(

@@ -10,7 +10,7 @@ from typing import Any
 
 from personality.making.sweep import Judged, Sweep, measured_by
 from personality.making.verdict import FALL, HOLDS, NLL_RISE, POOLED_FALL
-from personality.manifests.atomic import temporary_beside
+from personality.manifests.atomic import writing
 from personality.manifests.errors import PersonaError, UsageError
 from personality.manifests.evaluation import Figure
 
@@ -72,14 +72,8 @@ def plot_sweep(sweep: Sweep, path: Path) -> None:
             axis.remove()
         picture.suptitle(f"{sweep.behavior} by {sweep.method}: {_knee_text(sweep)}", x=0.02, ha="left", fontsize=12)
         _legend(picture, sweep, shades)
-        temporary = temporary_beside(path.absolute())
-        try:
-            picture.savefig(temporary, format=path.suffix.lower()[1:], dpi=150, metadata=_metadata(path))
-            temporary.replace(path)
-        except OSError as error:
-            raise PersonaError(f"cannot write {path}: {error.strerror or error}", "name another file") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(path.absolute()) as file:
+            picture.savefig(file, format=path.suffix.lower()[1:], dpi=150, metadata=_metadata(path))
 
 
 @dataclass(frozen=True)

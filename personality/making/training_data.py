@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from personality.making.ledger import check_fresh, only_fresh
+from personality.making.ledger import only_fresh
 from personality.making.training_job import TrainingJob
 from personality.manifests.errors import DataError
 from personality.manifests.repository import Repository
@@ -23,13 +23,11 @@ class TrainingData:
         behavior: examples to learn.
         general: examples to draw the general share of each batch from.
         held_out: general examples that are never trained on; empty when there are only as many as are mixed in.
-        repeated: examples of `behavior` that an earlier vector was trained on.
     """
 
     behavior: list[Example]
     general: list[Example]
     held_out: list[Example]
-    repeated: int
 
     @property
     def unseen(self) -> list[Example]:
@@ -41,7 +39,7 @@ def read_data(repository: Repository, job: TrainingJob) -> TrainingData:
     """Read and divide a job's data.
 
     Raises:
-        DataError: for data that cannot be used, naming file and line; for examples that were used before.
+        DataError: for data that cannot be used, naming file and line; with `job.fresh`, when all of it was used before.
         NotFoundError: there is no such file.
     """
     pairs = needs_rejected(job.settings.method) or job.contrastive
@@ -60,9 +58,8 @@ def read_data(repository: Repository, job: TrainingJob) -> TrainingData:
         word = "fresh examples" if job.fresh else "examples"
         raise DataError(f"{job.data} has {len(examples)} {word}{place}, not {count}", "ask for fewer, or write more")
     examples = examples[:count]
-    repeats = check_fresh(repository, job.behavior, examples, allow=job.allow_repeats)
     others = read_examples(job.general, need_rejected=False) if job.general else []
     # Two phases may round up twice.
     needed = general_needed(len(examples), job.settings.general_ratio) + len(phases_of(job.settings.method)) - 1
     spare = min(_HELD_OUT, max(0, len(others) - needed))
-    return TrainingData(examples, others[: len(others) - spare], others[len(others) - spare :], repeats)
+    return TrainingData(examples, others[: len(others) - spare], others[len(others) - spare :])

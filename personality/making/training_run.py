@@ -18,6 +18,7 @@ from personality.making.arm import Arm, Bench, fresh_model, make_avoidance, save
 from personality.making.checkups import Checkups
 from personality.making.dose import dose_of
 from personality.making.health import Health, measure_health
+from personality.making.ledger import check_fresh
 from personality.making.run_folder import RunFolder, run_folder
 from personality.making.training_data import TrainingData, read_data
 from personality.making.training_job import TrainingJob
@@ -57,13 +58,13 @@ class Trained:
     Attributes:
         manifest: of the vector.
         new: False when the same vector was there already (the same data, settings and seed).
-        report: of the run (toward the behavior, for a contrastive vector).
+        report: of the run (toward the behavior, for a contrastive vector); None when nothing had to be run.
         preflight: the diagnosis; None when it was left out.
     """
 
     manifest: Manifest
     new: bool
-    report: TrainingReport
+    report: TrainingReport | None
     preflight: Preflight | None
 
 
@@ -106,6 +107,11 @@ def train_behavior(
     processes.join()
     data = read_data(repository, job)
     check_job(job)
+    folder = _folder(repository, job, data)
+    known = next((item for item in repository.manifests() if _run_of(item) == folder.id), None)
+    if known is not None:
+        return Trained(known, False, None, None)
+    repeats = check_fresh(repository, job.behavior, data.behavior, allow=job.allow_repeats)
     told("loading the base")
     # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
     composer = composer_of(repository, Personality(base=repository.config().base))
@@ -119,7 +125,6 @@ def train_behavior(
         before = _Measured(measure(base, tokenizer, probes), measure_health(base, tokenizer, data.held_out))
         checkups = _checkups(base, tokenizer, data, job)
     del base
-    folder = _folder(repository, job, data)
     told("training")
     resume = _begin(folder, job)
     main = processes.rank() == 0
@@ -146,7 +151,7 @@ def train_behavior(
         job.behavior, probes, before.probes, after["toward"].probes, before.health, after["toward"].health
     )
     judgment = judge(effects, dose_of(result.report.settings, result.report.sides, result.report.sign, parameters))
-    record = _record(job, folder, data, diagnosis, before, arms, after, judgment)
+    record = _record(job, folder, repeats, diagnosis, before, arms, after, judgment)
     told("storing the vector")
     manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
     folder.finish(manifest.id)
@@ -191,6 +196,11 @@ def _checkups(base: Any, tokenizer: Any, data: TrainingData, job: TrainingJob) -
 def _folder(repository: Repository, job: TrainingJob, data: TrainingData) -> RunFolder:
     behavior, general = digest_examples(data.behavior), digest_examples([*data.general, *data.held_out])
     return run_folder(repository, job.key(repository.config().base.fingerprint, behavior, general, tool_versions()))
+
+
+def _run_of(manifest: Manifest) -> str | None:
+    """Id of the run that made a vector."""
+    return manifest.making.training.run if manifest.making.training is not None else None
 
 
 def _begin(folder: RunFolder, job: TrainingJob) -> bool:
@@ -302,7 +312,7 @@ def _data_used(job: TrainingJob, data: TrainingData, report: TrainingReport) -> 
 def _record(
     job: TrainingJob,
     folder: RunFolder,
-    data: TrainingData,
+    repeats: int,
     diagnosis: Preflight | None,
     before: _Measured,
     arms: dict[str, Arm],
@@ -329,7 +339,7 @@ def _record(
         run=folder.id,
         steps=report.steps,
         processes=processes.world(),
-        repeated=data.repeated,
+        repeated=repeats,
         preflight=diagnosis.as_json() if diagnosis is not None else {},
         forced=diagnosis is not None and diagnosis.verdict == "no-go",
         stopped=asdict(report.sign) if report.sign is not None else None,

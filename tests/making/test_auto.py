@@ -55,6 +55,7 @@ def test_more_examples_until_it_is_right(repository_copy: Path) -> None:
     assert [item.manifest.label for item in seen if item.manifest] == [f"listening@{n + 2}" for n in range(len(seen))]
 
 
+@pytest.mark.slow
 def test_too_small_raises_the_rate_when_examples_run_short(repository_copy: Path) -> None:
     lines = (repository_copy / "data/listening.jsonl").read_text().splitlines()[:100]  # 40 are used, 60 fresh
     (repository_copy / "data/listening.jsonl").write_text("\n".join(lines) + "\n")
@@ -76,6 +77,7 @@ def test_the_rate_stops_at_the_highest(repository_copy: Path) -> None:
     assert "highest rate to try, 0.004" in report.ended
 
 
+@pytest.mark.slow
 def test_too_large_lowers_the_rate_and_closes_in(repository_copy: Path) -> None:
     report = carry_out(repository_copy, 3, settings={"lr": 0.03})
     first, second = report.rounds[:2]
@@ -91,7 +93,7 @@ def test_a_run_that_leaves_nothing_is_a_round_too(repository_copy: Path) -> None
     if report.rounds[0].manifest is None:
         assert report.rounds[0].advice
     assert report.best is None
-    assert report.ended == "1 rounds were asked for"
+    assert report.ended == "no further round was asked for"
 
 
 def test_one_sided_data_ends_it(repository_copy: Path) -> None:

@@ -80,9 +80,13 @@ def test_finished_cells_survive_an_interruption(repository_copy: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(repository, job, counts=[10], rates=[1e-3, 2e-3], on_cell=stop)
+    # As a kill in the middle of a cell leaves it; no process has this number.
+    killed = repository.local / "sweeps/.tmp-cell-999999999-00"
+    killed.mkdir()
     stages: list[str] = []
     whole = run_sweep(repository, job, counts=[10], rates=[1e-3, 2e-3], on_stage=stages.append)
     assert stages == ["loading the base", "10 examples, rate 0.002"]
+    assert not killed.exists()
     stages.clear()
     again = run_sweep(repository, job, counts=[10], rates=[2e-3, 1e-3], on_stage=stages.append)
     assert stages == ["loading the base"]
@@ -116,7 +120,8 @@ def test_a_run_that_falls_apart_is_a_cell_too(repository_copy: Path) -> None:
     assert found.knee is None
 
 
-def test_default_grid(repository_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_default_grid(repository_copy: Path) -> None:
     lines = (repository_copy / "data/listening.jsonl").read_text().splitlines()[:12]
     (repository_copy / "data/listening.jsonl").write_text("\n".join(lines) + "\n")
     found = run_sweep(Repository(repository_copy), job_of(repository_copy, lr=None), rates=[1e-3])
