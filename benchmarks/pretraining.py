@@ -7,7 +7,6 @@ also shows whether one rate serves all.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -41,24 +40,23 @@ def main() -> None:
     stream = playground._batches(settings, tokenizer)
     batches = [next(stream) for _ in range(_LONG)]
 
-    def run(make: Make, rate: float, steps: int) -> tuple[list[float], float, int]:
+    def run(make: Make, rate: float, steps: int) -> tuple[list[float], int]:
         torch.manual_seed(settings.seed)
         model = Qwen3ForCausalLM(playground._config(settings, tokenizer)).train()
         optimizer = make(list(model.parameters()), rate)
-        started = time.perf_counter()
         losses = _train(model, optimizer, rate, replace(settings, steps=steps, warmup=steps // 10), batches)
-        return losses, time.perf_counter() - started, state_bytes(optimizer)
+        return losses, state_bytes(optimizer)
 
     sweep, rows = [], []
     for name, make in _KINDS.items():
         finals = {rate: _last(run(make, rate, _SHORT)[0]) for rate in _RATES}
         best = min(finals, key=finals.__getitem__)
         sweep.append((name, *(f"{loss:.3f}" for loss in finals.values())))
-        losses, seconds, held = run(make, best, _LONG)
+        losses, held = run(make, best, _LONG)
         shown = [f"{_last(losses[:step]):.3f}" for step in _SHOWN]
-        rows.append((name, f"{best:g}", *shown, f"{seconds:.0f}", f"{held / 1e6:.2f}"))
+        rows.append((name, f"{best:g}", *shown, f"{held / 1e6:.2f}"))
     show(f"Loss after {_SHORT} steps by learning rate", ["", *(f"{rate:g}" for rate in _RATES)], sweep)
-    columns = ["", "lr", *(f"step {step}" for step in _SHOWN), "seconds", "state MB"]
+    columns = ["", "lr", *(f"step {step}" for step in _SHOWN), "state MB"]
     show(f"The playground's pre-training, {_LONG} steps (mean loss of the last {_AVERAGED} batches)", columns, rows)
 
 

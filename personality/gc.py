@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.builds.build import build_path
+from personality.making import run_folder
 from personality.manifests.atomic import TEMPORARY_PREFIX, remove
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import stored_ids
@@ -23,18 +24,22 @@ class Garbage:
     bytes: int
 
 
-def find_garbage(repository: Repository, *, forget_undo: bool = False) -> list[Garbage]:
+def find_garbage(repository: Repository, *, forget_undo: bool = False, unfinished_runs: bool = False) -> list[Garbage]:
     """What can go without losing anything that a version needs.
 
     Args:
         repository: where.
         forget_undo: also what only the operation log's undo or redo could bring back, and the log itself.
+        unfinished_runs: also training runs that could still be gone on with.
     """
     found = [Garbage(path, "left by an interrupted command", _size(path)) for path in repository.interrupted()]
     kept_builds = {build_path(repository, tip) for tip in History(repository).tips}
     for folder in sorted((repository.local / "builds").glob("*")):
         if folder not in kept_builds and not folder.name.startswith(TEMPORARY_PREFIX):
             found.append(Garbage(folder, "a build that can be made again", _size(folder)))
+    if unfinished_runs:
+        runs = run_folder.unfinished_runs(repository)
+        found += [Garbage(run.path, f"an unfinished run of `{run.job.behavior}`", _size(run.path)) for run in runs]
     operations = repository.operations()
     wanted = {manifest.id for manifest in repository.manifests()}
     wanted |= {use.vector for version in repository.versions().values() for use in version.personality.uses}

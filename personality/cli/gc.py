@@ -12,11 +12,14 @@ from personality.cli.output import Output, size
 from personality.manifests.errors import UsageError
 
 
-@examples("persona gc --dry-run", "persona gc --yes", "persona gc --forget-undo --yes")
+@examples("persona gc --dry-run", "persona gc --yes", "persona gc --forget-undo --unfinished-runs --yes")
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     forget_undo: Annotated[
         bool, typer.Option("--forget-undo", help="Also what only `undo` and `redo` could bring back.")
+    ] = False,
+    unfinished_runs: Annotated[
+        bool, typer.Option("--unfinished-runs", help="Also training runs that could still be gone on with.")
     ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
@@ -28,7 +31,7 @@ def gc(
     out = Output("gc", as_json=as_json)
     repository = open_repository(directory)
     with repository.writing():
-        garbage = find_garbage(repository, forget_undo=forget_undo)
+        garbage = find_garbage(repository, forget_undo=forget_undo, unfinished_runs=unfinished_runs)
         total = sum(item.bytes for item in garbage)
         if garbage and not dry_run and not yes:
             if as_json or not sys.stdin.isatty():

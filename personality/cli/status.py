@@ -44,6 +44,8 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
             )
         elif state.unsaved:
             out.note(f"`persona save -m …` records the edits, `persona restore {state.tips[0]}` drops them")
+        for behavior in dict.fromkeys(state.unfinished):
+            out.note(f"an unfinished training run: `persona train {behavior} --resume` goes on with it")
         if state.interrupted:
             out.note(f"{state.interrupted} leftovers of interrupted commands: `persona gc` removes them")
 
@@ -54,6 +56,7 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
             "unsaved": [change.as_json() for change in state.unsaved],
             "problems": state.problems,
             "interrupted": state.interrupted,
+            "unfinished": state.unfinished,
         },
         human,
     )

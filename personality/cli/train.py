@@ -372,8 +372,8 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
     if record.updates is not None and making.settings["weights"] == "bf16" and record.updates.cosine < 0.9:
         out.warn(
             f"weights kept in plain bfloat16 lost most of this training (cosine {record.updates.cosine:.2f}): steps at "
-            f"learning rate {making.settings['lr']:g} are below its precision; use `--weights float32`, bf16-compensated "
-            "or bf16-stochastic"
+            f"learning rate {making.settings['lr']:g} are below its precision; use `--weights float32`, "
+            "bf16-compensated or bf16-stochastic"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from personality.making.run_folder import unfinished_runs
 from personality.manifests.errors import PersonaError
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
@@ -21,6 +22,7 @@ class State:
         unsaved: how that differs from the newest version.
         problems: vectors in use whose tensors are not here.
         interrupted: how many leftovers of interrupted commands there are.
+        unfinished: behaviors of training runs that can be gone on with, the oldest first.
     """
 
     tips: list[str]
@@ -28,6 +30,7 @@ class State:
     unsaved: list[RecipeChange]
     problems: list[str]
     interrupted: int
+    unfinished: list[str]
 
 
 def repository_state(repository: Repository) -> State:
@@ -40,7 +43,7 @@ def repository_state(repository: Repository) -> State:
         problem = f"{error.message} ({error.hint})" if error.hint else error.message
         tips = [history.label(tip) for tip in history.tips]
         interrupted = len(repository.interrupted())
-        return State(tips, history.tips[-1].personality, [], [problem], interrupted)
+        return State(tips, history.tips[-1].personality, [], [problem], interrupted, _unfinished(repository))
     matching = [tip for tip in history.tips if tip.personality.id == working.id]
     head = (matching or history.tips or [history.head()])[0]
     problems = [
@@ -54,4 +57,9 @@ def repository_state(repository: Repository) -> State:
         unsaved=compare_recipes(head.personality, working),
         problems=problems,
         interrupted=len(repository.interrupted()),
+        unfinished=_unfinished(repository),
     )
+
+
+def _unfinished(repository: Repository) -> list[str]:
+    return [run.job.behavior for run in unfinished_runs(repository)]

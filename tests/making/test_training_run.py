@@ -219,7 +219,7 @@ def test_a_vector_that_is_gone_has_used_nothing(repository_copy: Path) -> None:
 
 def test_no_go_stops_before_anything_is_trained(repository_copy: Path, persona: Persona) -> None:
     arguments = ["train", "warm", "--data", "data/warm.jsonl", "--general", "data/general-warm.jsonl", "--lr", "0.2"]
-    code, out, err = persona(*arguments, "--examples", "8", "--json", cwd=repository_copy)
+    code, out, _ = persona(*arguments, "--examples", "8", "--json", cwd=repository_copy)
     error = json.loads(out)["error"]
     assert (code, error["kind"], error["exit_code"]) == (3, "preflight", 3)
     assert "no-go" in error["message"] and "--force" in error["hint"]
@@ -322,8 +322,11 @@ def test_control_c_says_how_to_go_on(repository_copy: Path, tmp_path: Path) -> N
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "stopped after step" in err and "persona train warm --resume" in err
-    code, out, _ = run_persona("status", cwd=repository_copy)
-    assert code == 0
+    code, out, told = run_persona("status", cwd=repository_copy)
+    assert code == 0 and "persona train warm --resume" in told
+    code, out, _ = run_persona("gc", "--dry-run", "--unfinished-runs", cwd=repository_copy)
+    assert code == 0 and "an unfinished run of `warm`" in out
+    assert "unfinished" not in run_persona("gc", "--dry-run", cwd=repository_copy)[1]
     found = finish(repository_copy, "train", "warm", "--resume")
     assert found["id"] == finish(whole, *command(whole))["id"]
 
