@@ -118,9 +118,9 @@ class Story:
         self._stage.promise("general ability stays", lost <= 0.02, f"loses {lost * 100:.1f} points")
 
     def _train_others(self) -> None:
-        self._stage.chapter("3. Train three behaviors for composing, each alone: 200 + 50 examples by ORPO")
+        self._stage.chapter("3. Train three behaviors for composing, each alone, on examples that it has not seen")
         for behavior in ("listening", "concise", "candid"):
-            self._train(behavior)
+            self._train(behavior, fresh=behavior == "listening")
 
     def _sycophant(self) -> None:
         self._stage.chapter("4. Why both sides: `listening` trained without its push-back examples")
@@ -249,7 +249,9 @@ class Story:
 
     # Steps that several chapters take
 
-    def _train(self, behavior: str, *, data: str = "", count: int | None = None, **options: object) -> Trained:
+    def _train(
+        self, behavior: str, *, data: str = "", count: int | None = None, fresh: bool = False, **options: object
+    ) -> Trained:
         settings = make_settings(**{**self._repository.config().training, **options})
         with self._out.progress(f"train {behavior}") as advance:
             job = TrainingJob(
@@ -258,6 +260,7 @@ class Story:
                 general=self.root / general_file(behavior),
                 settings=settings,
                 examples=count,
+                fresh=fresh,
                 probe_rows=0,
             )
             trained = train_behavior(
@@ -269,6 +272,7 @@ class Story:
         assert training is not None
         options |= {"examples": count} if count else {}
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+        given += " --fresh" if fresh else ""
         self._stage.say(
             f"persona train {behavior}{given}   {making.data[0].examples} + {making.data[1].examples} examples, "
             f"{training.steps} steps, {making.seconds:.2f} s → {trained.manifest.label}"

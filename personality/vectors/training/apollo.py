@@ -26,8 +26,9 @@ ScaleType = Literal["channel", "tensor"]
 
 # Norms below this are treated as this, so that a vanishing gradient gives a vanishing step and not Inf.
 _TINY_NORM = 1e-20
-# Elements of a gradient handled at a time where a copy is needed: few enough to stay in a processor's cache.
-_BLOCK = 1 << 19
+# Elements of a gradient handled at a time where a copy is needed: a few MB. Much smaller blocks would be many
+# short parallel sections, each of which waits for the slowest thread.
+_BLOCK = 1 << 21
 # Elements of the images that are stepped together: many small matrices share their calls, large ones stand alone.
 # Larger buckets were slower, since their images leave the cache before they are used again.
 _BUCKET = 1 << 17
@@ -73,7 +74,7 @@ class Apollo(torch.optim.Optimizer):
     `norm` (float32, one number a matrix) and `step`: the paper's 2nr + 2 numbers. P is a function of the base
     seed, which the group keeps, of the parameter's position and of the step; it is not part of the state.
     A state dict therefore loads with `weights_only=True`, and a run resumed from it goes on bit for bit.
-    In memory projections are kept while they serve, up to `projection_bytes`; see `ProjectionCache`.
+    In memory projections are kept while they serve, up to 64 MiB; see `ProjectionCache` and `projection_bytes`.
 
     **Speed.** Where the processor multiplies bfloat16 natively, large gradients are projected in it; see
     `product_dtype`. Everything else is float32.

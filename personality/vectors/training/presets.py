@@ -36,7 +36,7 @@ class Preset:
 
 PRESETS: dict[Objective, Preset] = {
     "sft": Preset(rate=2e-5, usual=(1e-5, 2e-5), tiny_rate=2e-3, needs_rejected=False),
-    "dpo": Preset(rate=5e-7, usual=(1e-7, 1e-6), tiny_rate=5e-4, needs_rejected=True),
+    "dpo": Preset(rate=5e-7, usual=(1e-7, 1e-6), tiny_rate=7e-4, needs_rejected=True),
     "orpo": Preset(rate=1e-5, usual=(5e-6, 2e-5), tiny_rate=2e-3, needs_rejected=True),
 }
 

@@ -64,7 +64,7 @@ def test_default_rates() -> None:
         assert default_learning_rate("orpo", int(size), lora=True) == 1e-4
     assert default_learning_rate("orpo", 540_000) == 2e-3
     assert default_learning_rate("sft", 10_000_000) == 2e-3
-    assert default_learning_rate("dpo", 540_000) == 5e-4
+    assert default_learning_rate("dpo", 540_000) == 7e-4
     assert default_learning_rate("orpo", 540_000, lora=True) == 1e-2
     sizes = [10**k for k in range(6, 12)]
     for objective, preset in PRESETS.items():
