@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -172,6 +172,21 @@ class Apollo(torch.optim.Optimizer):
             to go. Estimated from a sample of the elements on this process; see `MovementMeter`.
         """
         return self._movement.result()
+
+    def meter_state(self) -> dict[str, Tensor]:
+        """What `survival` has to remember across a checkpoint; it is not part of the optimizer's state."""
+        return self._movement.state([param for group in self.param_groups for param in group["params"]])
+
+    def load_meter_state(self, state: Mapping[str, Tensor]) -> None:
+        """Let `survival` go on from what `meter_state` returned.
+
+        Args:
+            state: of an optimizer over the same parameters.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        seeds = [group["seed"] for group in self.param_groups for _ in group["params"]]
+        mixed = [mix_seed(seed, index) for index, seed in enumerate(seeds)]
+        self._movement.load(params, mixed, state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

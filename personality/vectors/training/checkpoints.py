@@ -18,6 +18,7 @@ from personality.manifests.atomic import write_bytes
 from personality.manifests.errors import CorruptError
 
 WEIGHTS = "trained.safetensors"
+METER = "meter.safetensors"
 _MARK = "progress.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
@@ -83,10 +84,22 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def write_trained(weights: dict[str, Tensor], checkpoint: Path) -> None:
-    """Write what `trained_weights` returned into a checkpoint's folder."""
+def write_trained(weights: dict[str, Tensor], meter: dict[str, Tensor], checkpoint: Path) -> None:
+    """Write weights, and what the lost-update meter remembers, into a checkpoint's folder.
+
+    Args:
+        weights: from `trained_weights`.
+        meter: from `Apollo.meter_state`; empty where there is none.
+        checkpoint: its folder.
+    """
     checkpoint.mkdir(parents=True, exist_ok=True)
     save_file(weights, str(checkpoint / WEIGHTS))
+    save_file(meter, str(checkpoint / METER))
+
+
+def read_meter(checkpoint: Path) -> dict[str, Tensor]:
+    """What `write_trained` got as the meter's memory."""
+    return load_file(str(checkpoint / METER))
 
 
 @torch.no_grad()

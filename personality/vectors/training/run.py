@@ -13,7 +13,7 @@ from torch import nn
 
 from personality.manifests.errors import DataError, PersonaError
 from personality.vectors.meter import Survival
-from personality.vectors.training.apollo import Apollo, state_bytes
+from personality.vectors.training.apollo import state_bytes
 from personality.vectors.training.avoidance import Avoidance
 from personality.vectors.training.batches import gather_batches, general_needed, plan_batches
 from personality.vectors.training.checkpoints import load_trained, newest, step_of
@@ -200,7 +200,6 @@ def fine_tune(
                 break
     assert trainer is not None
     optimizer = getattr(trainer.optimizer, "optimizer", None)
-    metered = settings.weights != "float32" and settings.lora_rank is None and isinstance(optimizer, Apollo)
     return TrainingReport(
         settings=settings,
         steps=steps,
@@ -214,7 +213,7 @@ def fine_tune(
         general_digest=digest_examples(general),
         trained=names,
         optimizer_bytes=state_bytes(optimizer) if optimizer is not None else 0,
-        survival=optimizer.survival() if metered and optimizer is not None else None,
+        survival=trainer.survival,
         sign=trainer.sign,
         guard=tuple(entries),
     )

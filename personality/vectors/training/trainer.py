@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from personality.manifests.errors import PersonaError
+from personality.vectors.meter import Survival
 from personality.vectors.training.apollo import Apollo
 from personality.vectors.training.avoidance import Avoidance
 from personality.vectors.training.batch_loss import FIGURES, References, batch_loss
@@ -26,6 +27,7 @@ from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.checkpoints import (
     load_trained,
     mark_written,
+    read_meter,
     read_progress,
     trained_weights,
     write_trained,
@@ -159,6 +161,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         self.figures: dict[str, float | None] = {}
         self.last_tokens = 0
         self._references: list[References] | None = None
+        self._survival: Survival | None = None
         on_gpu = torch.cuda.is_available()
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -343,10 +346,30 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         """
         weights = trained_weights(self.model)
         if self.args.should_save:
-            write_trained(weights, Path(str(output_dir)))
+            apollo = self.apollo
+            write_trained(weights, apollo.meter_state() if apollo is not None else {}, Path(str(output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # Each process of a sharded run follows other elements, and only the first one's are kept.
+        if checkpoint is not None and self.apollo is not None and not self.is_fsdp_enabled:
+            self.apollo.load_meter_state(read_meter(Path(checkpoint)))
+
+    @property
+    def apollo(self) -> Apollo | None:
+        """The optimizer inside accelerate's wrapper, where it is Apollo."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner if isinstance(inner, Apollo) else None
+
+    @property
+    def survival(self) -> Survival | None:
+        """What rounding left of the updates of weights kept in bfloat16 so far; None for float32 weights."""
+        if self.settings.weights == "float32" or self.settings.lora_rank is not None:
+            return None
+        return self._survival if self.apollo is None else self.apollo.survival()
 
     def resume(self, checkpoint: Path) -> None:
         """Take over what a checkpoint knows of the steps before it; `train` then loads weights and optimizer.
@@ -358,13 +381,16 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         self.reports = [StepReport(**report) for report in progress["reports"]]
         if self.watch.guard is not None and progress["guard"] is not None:
             self.watch.guard.load_state_dict(progress["guard"])
+        if progress["survival"] is not None:
+            self._survival = Survival(**progress["survival"])
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint has to keep besides weights and optimizer."""
-        guard = self.watch.guard
+        guard, survival = self.watch.guard, self.survival
         return {
             "reports": [asdict(report) for report in self.reports],
             "guard": guard.state_dict() if guard is not None else None,
+            "survival": asdict(survival) if survival is not None else None,
         }
 
 

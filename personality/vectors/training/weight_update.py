@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -139,6 +140,35 @@ class MovementMeter:
             delta: intended change of the elements at `where`, float32.
         """
         self._samples[param].intended.add_(delta)
+
+    def state(self, params: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint has to keep for the figures to go on: a few thousand numbers a parameter.
+
+        Args:
+            params: in an order that is the same when the state is loaded.
+        """
+        found = {}
+        for index, param in enumerate(params):
+            if param in self._samples:
+                found[f"{index}.start"] = self._samples[param].start.cpu()
+                found[f"{index}.intended"] = self._samples[param].intended.cpu()
+        return found
+
+    def load(self, params: Sequence[Tensor], seeds: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned.
+
+        Args:
+            params: in the same order.
+            seeds: of each, as given to `where`.
+            state: from `state`.
+        """
+        for index, (param, seed) in enumerate(zip(params, seeds, strict=True)):
+            if f"{index}.start" in state:
+                where = self.where(param, seed)
+                start, intended = (
+                    state[f"{index}.{name}"].to(param.device, copy=True) for name in ("start", "intended")
+                )
+                self._samples[param] = _Sample(where, start, intended)
 
     def result(self) -> Survival:
         """The figures so far.
