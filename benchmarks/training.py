@@ -93,7 +93,8 @@ def _cells(manifest: Manifest, behavior: str) -> list[str]:
         f"{other:.0%}" if other is not None else "",
         f"{sum(general) / len(general):.0%}",
         f"{record.health['kl']:.4f}",
-        f"stopped: {record.stopped['name']}" if record.stopped else record.verdict,
+        # The old habit is wanted where the probes want its opposite, so the verdict on it says nothing.
+        f"stopped: {record.stopped['name']}" if record.stopped else "" if behavior == "deflecting" else record.verdict,
     ]
 
 

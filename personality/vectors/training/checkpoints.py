@@ -99,7 +99,8 @@ def write_trained(weights: dict[str, Tensor], meter: dict[str, Tensor], checkpoi
 
 def read_meter(checkpoint: Path) -> dict[str, Tensor]:
     """What `write_trained` got as the meter's memory."""
-    return load_file(str(checkpoint / METER))
+    found: dict[str, Tensor] = load_file(str(checkpoint / METER))
+    return found
 
 
 @torch.no_grad()
