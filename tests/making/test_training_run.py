@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +317,9 @@ def test_a_killed_run_is_gone_on_with_and_gives_the_same_vector(repository_copy:
 
 def test_control_c_says_how_to_go_on(repository_copy: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(repository_copy, tmp_path / "whole"))
-    running = process(repository_copy, *command(repository_copy))
+    # Whoever runs the tests in the background may have told all its children to ignore Ctrl-C.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = process(repository_copy, *command(repository_copy), preexec_fn=default)
     wait_for_step(repository_copy, 2)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
