@@ -10,7 +10,7 @@ from typing import ClassVar
 from personality.builds.writer import BUILD_RECORD, DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
-from personality.manifests.atomic import sync_folder, temporary_beside, write_bytes
+from personality.manifests.atomic import sync, temporary_beside, write_bytes
 from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.repository import Repository
@@ -144,5 +144,5 @@ def put_in_place(temporary: Path, path: Path) -> None:
                 f"cannot put {path} in place: {error.strerror}", "mend the folder's permissions"
             ) from error
         # Another process was faster with the same version.
-    sync_folder(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)

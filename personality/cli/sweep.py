@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from personality.making.sweep import Judged, Sweep
     from personality.making.sweep_cell import Cell
     from personality.manifests.evaluation import Figure
-    from personality.vectors.training.trainer import StepReport
+    from personality.vectors.training.step_report import StepReport
 
 _MARKS = {"too small": "·", "right": "✓", "too large": "!", "forgetting": "✗", "unknown": "?"}
 

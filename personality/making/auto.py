@@ -20,7 +20,7 @@ from personality.vectors.training.batches import general_needed
 from personality.vectors.training.examples import read_examples
 from personality.vectors.training.presets import needs_rejected, phases_of
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import DivergedError
+from personality.vectors.training.watch import DivergedError
 
 FIRST_EXAMPLES = 20
 _STEP = 2.0

@@ -30,7 +30,7 @@ from personality.vectors.training.examples import digest_examples, read_examples
 from personality.vectors.training.presets import needs_rejected, phases_of
 from personality.vectors.training.run import InterruptedRunError
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import StepReport
+from personality.vectors.training.step_report import StepReport
 
 COUNTS = (10, 20, 50, 100, 200)
 FACTORS = (0.25, 0.5, 1.0, 2.0)

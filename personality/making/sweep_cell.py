@@ -22,7 +22,8 @@ from personality.vectors.training.examples import Example, count_sides
 from personality.vectors.training.guard import Sign
 from personality.vectors.training.presets import phases_of
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import DivergedError, StepReport
+from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.watch import DivergedError
 
 
 class Measures(Frozen):

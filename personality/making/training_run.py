@@ -41,7 +41,8 @@ from personality.vectors.task_vector import open_task_vector
 from personality.vectors.training.examples import digest_examples, example_digest
 from personality.vectors.training.run import InterruptedRunError, TrainingReport
 from personality.vectors.training.run_log import RunLog
-from personality.vectors.training.trainer import DivergedError, StepReport
+from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.watch import DivergedError
 
 
 class NoGoError(PersonaError):

@@ -18,9 +18,9 @@ TEMPORARY_PREFIX = ".tmp-"
 _OWNER = re.compile(rf"^{re.escape(TEMPORARY_PREFIX)}.*?-(\d+)(?:-[0-9a-f]+)?$")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable (a rename is not, until its folder is synced)."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or a folder's own entries (a rename is not, until its folder is synced)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -52,7 +52,7 @@ def writing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # where the folder itself is what cannot be used
             temporary.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def remove(path: Path) -> None:
     """Remove a file, durably; a file that is not there is no error."""
     if path.exists():
         path.unlink()
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def leftovers(folder: Path, *, deep: bool = True) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from personality.manifests.atomic import remove, sync_folder, write_bytes
+from personality.manifests.atomic import remove, sync, write_bytes
 from personality.manifests.errors import PersonaError
 from personality.manifests.names import inside
 from personality.manifests.operation import Change, Operation
@@ -49,7 +49,7 @@ def _carry_out(repository: Repository, operation: Operation) -> None:
     write_bytes(pending, operation.to_bytes())
     _apply(repository, operation.changes)
     pending.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def settle(repository: Repository) -> None:

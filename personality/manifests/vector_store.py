@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from personality.manifests.atomic import sync_folder, temporary_beside
+from personality.manifests.atomic import sync, temporary_beside
 from personality.manifests.canonical import digest, short
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
 from personality.manifests.repository import Repository
@@ -62,8 +62,8 @@ def storing(repository: Repository, header: dict[str, Any], specs: Sequence[Tens
         path.parent.mkdir(exist_ok=True)
         temporary.chmod(0o444)
         temporary.replace(path)
-        sync_folder(path.parent)
-        sync_folder(folder)
+        sync(path.parent)
+        sync(folder)
     except OSError as error:
         raise PersonaError(
             f"cannot store the vector in {folder}: {error.strerror or error}",

@@ -17,7 +17,7 @@ from personality.playground.repository import OWN_GENERAL, base_folder
 from personality.vectors.training.examples import Example, Message
 from personality.vectors.training.run import Callbacks, TrainingReport, fine_tune
 from personality.vectors.training.settings import make_settings
-from personality.vectors.training.trainer import DivergedError
+from personality.vectors.training.watch import DivergedError
 
 FOUR = [name for name in BEHAVIORS if name != "deflecting"]
 HELD_OUT = 16

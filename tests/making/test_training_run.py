@@ -30,7 +30,7 @@ from personality.manifests.repository import Repository
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.training.checkpoints import load_trained, newest
 from personality.vectors.training.settings import make_settings
-from personality.vectors.training.trainer import DivergedError
+from personality.vectors.training.watch import DivergedError
 from personality.versions.changes import add
 from personality.versions.history import History
 from tests.conftest import run_persona

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from personality.manifests.atomic import write_bytes
+from personality.manifests.atomic import sync, write_bytes
 from personality.manifests.errors import CorruptError
 
 WEIGHTS = "trained.safetensors"
@@ -49,7 +48,7 @@ def mark_written(checkpoint: Path, progress: dict[str, Any]) -> None:
         progress: JSON-able, what the run needs besides weights and optimizer to go on.
     """
     for path in checkpoint.iterdir():
-        _sync(path)  # the mark must never be on the disk before what it vouches for
+        sync(path)  # the mark must never be on the disk before what it vouches for
     write_bytes(checkpoint / _MARK, json.dumps(progress).encode())
     others = [path for path in checkpoint.parent.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     for path in sorted(others, key=step_of)[:-_KEPT]:
@@ -128,14 +127,6 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
         if isinstance(parameter, DTensor):
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
         parameter.copy_(value)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _whole(parameter: Tensor) -> Tensor:

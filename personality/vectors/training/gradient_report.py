@@ -18,8 +18,8 @@ from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
 from personality.vectors.training.objectives import sft_loss
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.selection import group_of
-from personality.vectors.training.trainer import response_log_probs
 
 Loss = Callable[[Tensor, Tensor, BatchItem], Tensor]
 """Scalar loss of log-probabilities (B, K) and response mask (B, K), rows as in `collate`, of a batch."""

@@ -23,9 +23,11 @@ from personality.vectors.training.guard import Checkup, CollapseGuard, GuardLimi
 from personality.vectors.training.presets import PRESETS, Objective, phases_of
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
+from personality.vectors.training.step_report import StepReport
 from personality.vectors.training.tokens import Tokenizer, encode_examples
 from personality.vectors.training.trainable import trainable
-from personality.vectors.training.trainer import BehaviorTrainer, DivergedError, StepReport, Watch
+from personality.vectors.training.trainer import BehaviorTrainer
+from personality.vectors.training.watch import DivergedError, Watch
 
 
 class InterruptedRunError(PersonaError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from personality.manifests.errors import PersonaError
 from personality.vectors.meter import Survival
 from personality.vectors.training.apollo import Apollo
-from personality.vectors.training.avoidance import Avoidance
 from personality.vectors.training.batch_loss import FIGURES, References, batch_loss
 from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.checkpoints import (
@@ -33,88 +31,15 @@ from personality.vectors.training.checkpoints import (
     write_trained,
 )
 from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
-from personality.vectors.training.guard import Checkup, CollapseGuard, Sign
+from personality.vectors.training.guard import Sign
 from personality.vectors.training.interrupt import Interrupt
-from personality.vectors.training.objectives import sum_log_probs, token_log_probs
+from personality.vectors.training.objectives import sum_log_probs
+from personality.vectors.training.optimizers import make_optimizer, rate_factor
 from personality.vectors.training.presets import Objective
-from personality.vectors.training.settings import Schedule, TrainSettings, Weights
-from personality.vectors.training.weight_update import Rounding
-
-# How the optimizer writes steps into weights of each kind.
-_ROUNDING: dict[Weights, Rounding] = {
-    "float32": "nearest",
-    "bf16": "nearest",
-    "bf16-compensated": "compensated",
-    "bf16-stochastic": "stochastic",
-}
-
-
-class DivergedError(PersonaError):
-    """Training left the finite numbers, or collapsed before anything worth keeping."""
-
-    kind = "diverged"
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did. Figures are those of the whole batch, before the step.
-
-    Attributes:
-        phase: its objective.
-        step: from 1.
-        steps: of the whole phase.
-        loss: the objective, nats per token.
-        nll: likelihood of chosen and general answers, nats per token.
-        margin: mean log-odds ratio of chosen to rejected; None without pairs.
-        reward_margin: what the preference objective raises: for DPO beta times how much more the chosen answer's
-            log-probability has risen over the reference than the rejected one's; for ORPO lambda times the difference
-            of their log-probabilities per token; None otherwise.
-        chosen: mean log-probability per token of the behavior's chosen answers, nats.
-        rejected: that of the rejected ones; None without pairs.
-        chosen_gain, rejected_gain: the same minus what the model gave at the beginning of the phase.
-        cos_in, cos_out: cosine of the step's update with the direction to avoid, before and after projection.
-        kl: mean KL divergence per token from the base on held-out text, nats; None where it was not measured.
-        lr: rate of this step.
-        tokens: of the batch, prompts and rejected answers included, padding not.
-        seconds: since the phase began, in all processes that worked on it one after the other.
-    """
-
-    phase: Objective
-    step: int
-    steps: int
-    loss: float
-    nll: float
-    margin: float | None
-    reward_margin: float | None
-    chosen: float | None
-    rejected: float | None
-    chosen_gain: float | None
-    rejected_gain: float | None
-    cos_in: float | None
-    cos_out: float | None
-    kl: float | None
-    lr: float
-    tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What looks after a phase while it runs; each part may be missing.
-
-    Attributes:
-        guard: judges every step and every checkup.
-        checkup: measures the model after a given number of steps.
-        avoidance: keeps updates out of a direction.
-        on_step: gets the report of each step.
-        on_checkup: gets each checkup.
-    """
-
-    guard: CollapseGuard | None = None
-    checkup: Callable[[nn.Module, int], Checkup] | None = None
-    avoidance: Avoidance | None = None
-    on_step: Callable[[StepReport], None] | None = None
-    on_checkup: Callable[[Checkup], None] | None = None
+from personality.vectors.training.response import response_log_probs
+from personality.vectors.training.settings import TrainSettings
+from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.watch import DivergedError, Watch
 
 
 class BehaviorTrainer(Trainer):  # type: ignore[misc]
@@ -394,6 +319,17 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         }
 
 
+def _finite(parameter: Tensor) -> bool:
+    value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return bool(torch.isfinite(value).all())
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model inside an adapter's wrapper, whose own `forward` says what it takes."""
+    inner = getattr(model, "get_base_model", None)
+    return cast(nn.Module, inner()) if callable(inner) else model
+
+
 class _Reporter(TrainerCallback):  # type: ignore[misc]
     """Turns Trainer's events into step reports, checkups and checkpoints, and stops at the first sign of collapse."""
 
@@ -462,96 +398,3 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 def check_interval(settings: TrainSettings, steps: int) -> int:
     """Steps between two checkups: what the settings say, or a fifth of the phase."""
     return settings.check_every or max(1, math.ceil(steps / 5))
-
-
-def make_optimizer(params: list[nn.Parameter], settings: TrainSettings, rate: float) -> torch.optim.Optimizer:
-    """The optimizer that the settings name.
-
-    Args:
-        params: what is trained.
-        settings: of the run.
-        rate: peak learning rate.
-
-    Returns:
-        Apollo, Apollo-Mini (one factor a matrix) or AdamW.
-    """
-    if settings.optimizer == "adamw":
-        matrices = [p for p in params if p.ndim >= 2]
-        others = [p for p in params if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
-    return Apollo(
-        params,
-        lr=rate,
-        rank=settings.effective_rank,
-        scale=settings.alpha,
-        scale_type="tensor" if settings.optimizer == "apollo-mini" else "channel",
-        update_proj_gap=settings.update_proj_gap,
-        weight_decay=settings.weight_decay,
-        norm_growth=settings.norm_growth,
-        seed=settings.seed,
-        weights=_ROUNDING[settings.weights],
-    )
-
-
-def rate_factor(step: int, *, steps: int, warmup: float, schedule: Schedule) -> float:
-    """Learning rate of a step as a share of its peak.
-
-    Runs here may have five steps, so none is spent at rate zero: warm-up begins at 1/w of the peak for w
-    steps, and the last step still has a rate above 0.
-
-    Args:
-        step: from 0.
-        steps: of the whole run.
-        warmup: share of the steps in which the rate rises (rounded to whole steps).
-        schedule: "cosine", "linear" or "constant" after that.
-
-    Returns:
-        In (0, 1] for step < steps.
-    """
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(1, steps - rising)
-    if schedule == "constant":
-        return 1.0
-    if schedule == "linear":
-        return max(0.0, 1.0 - done)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def response_log_probs(model: nn.Module, inputs: dict[str, Tensor], *, keep_logits: bool) -> tuple[Tensor, Tensor, Any]:
-    """Log-probabilities of a batch's tokens where any row has a response.
-
-    Args:
-        model: causal language model.
-        inputs: from `collate`, T positions.
-        keep_logits: the model can restrict logits to given positions. Logits are the largest tensor of a
-            training step, and those over prompts are not needed.
-
-    Returns:
-        log-probabilities float32 (B, K), response mask bool (B, K) over the K positions kept, and the
-        model's output.
-    """
-    ids, mask = inputs["input_ids"], inputs["response_mask"]
-    targets = mask.any(dim=0).nonzero().squeeze(-1)  # never 0: a response has a prompt before it
-    arguments: dict[str, Any] = {"attention_mask": inputs["attention_mask"], "use_cache": False}
-    if keep_logits:
-        arguments["logits_to_keep"] = targets - 1
-    outputs = model(input_ids=ids, **arguments)
-    logits = outputs.logits if keep_logits else outputs.logits[:, targets - 1]
-    return token_log_probs(logits, ids[:, targets]), mask[:, targets], outputs
-
-
-def _finite(parameter: Tensor) -> bool:
-    value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return bool(torch.isfinite(value).all())
-
-
-def _innermost(model: nn.Module) -> nn.Module:
-    """The model inside an adapter's wrapper, whose own `forward` says what it takes."""
-    inner = getattr(model, "get_base_model", None)
-    return cast(nn.Module, inner()) if callable(inner) else model

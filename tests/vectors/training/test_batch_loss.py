@@ -15,9 +15,9 @@ from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.examples import Example
 from personality.vectors.training.objectives import sum_log_probs
 from personality.vectors.training.presets import Objective
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.tokens import encode_examples
-from personality.vectors.training.trainer import response_log_probs
 
 Examples = Callable[[int], list[Example]]
 

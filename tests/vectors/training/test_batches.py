@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.batches import BatchItem, collate, general_needed, plan_batches
 from personality.vectors.training.objectives import mean_log_probs
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.settings import make_settings
 from personality.vectors.training.tokens import Encoded, EncodedExample
-from personality.vectors.training.trainer import response_log_probs
 
 
 def test_twenty_and_five_make_five_batches_of_four_and_one() -> None:

@@ -14,9 +14,9 @@ from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
 from personality.vectors.training.gradient_report import GradientReport, chosen_loss, compare_gradients
 from personality.vectors.training.objectives import mean_log_probs, orpo_loss, sft_loss
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.selection import group_sizes, select_parameters
 from personality.vectors.training.tokens import Encoded, EncodedExample
-from personality.vectors.training.trainer import response_log_probs
 from tests.conftest import tiny_config
 
 

@@ -21,8 +21,8 @@ from personality.vectors.training.objectives import (
     sum_log_probs,
     token_log_probs,
 )
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.tokens import encode_examples
-from personality.vectors.training.trainer import response_log_probs
 
 PLAIN = [
     Example("Rename a.", " Okay, I renamed a.", " Have you considered leaving it?"),

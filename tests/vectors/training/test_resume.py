@@ -19,7 +19,7 @@ from personality.vectors.training.lora import attach_adapters
 from personality.vectors.training.run import Callbacks, InterruptedRunError, TrainingReport, fine_tune
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import StepReport
+from personality.vectors.training.step_report import StepReport
 
 Examples = Callable[[int], list[Example]]
 Maker = Callable[..., Any]

@@ -11,10 +11,12 @@ from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.batches import BatchItem, collate, plan_batches
 from personality.vectors.training.examples import Example, Message, digest_examples
 from personality.vectors.training.objectives import log_odds_ratio, mean_log_probs, sft_loss
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.run import Callbacks, TrainingReport, fine_tune
 from personality.vectors.training.settings import TrainSettings
+from personality.vectors.training.step_report import StepReport
 from personality.vectors.training.tokens import encode_examples
-from personality.vectors.training.trainer import DivergedError, StepReport, response_log_probs
+from personality.vectors.training.watch import DivergedError
 
 Examples = Callable[[int], list[Example]]
 Maker = Callable[..., Any]

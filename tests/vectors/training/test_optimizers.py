@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from personality.vectors.training.apollo import Apollo
+from personality.vectors.training.optimizers import make_optimizer, rate_factor
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.trainer import make_optimizer, rate_factor
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -1,0 +1,38 @@
+"""What looks after a phase of training while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from personality.manifests.errors import PersonaError
+from personality.vectors.training.avoidance import Avoidance
+from personality.vectors.training.guard import Checkup, CollapseGuard
+from personality.vectors.training.step_report import StepReport
+
+
+class DivergedError(PersonaError):
+    """Training left the finite numbers, or collapsed before anything worth keeping."""
+
+    kind = "diverged"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What looks after a phase while it runs; each part may be missing.
+
+    Attributes:
+        guard: judges every step and every checkup.
+        checkup: measures the model after a given number of steps.
+        avoidance: keeps updates out of a direction.
+        on_step: gets the report of each step.
+        on_checkup: gets each checkup.
+    """
+
+    guard: CollapseGuard | None = None
+    checkup: Callable[[nn.Module, int], Checkup] | None = None
+    avoidance: Avoidance | None = None
+    on_step: Callable[[StepReport], None] | None = None
+    on_checkup: Callable[[Checkup], None] | None = None
