@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,20 @@ from personality.evaluation.suite import Probe, read_suite
 from personality.making.arm import Arm, Bench, fresh_model, make_avoidance, save_weights, subtract, swapped
 from personality.making.checkups import Checkups
 from personality.making.dose import dose_of
-from personality.making.health import Health, measure_health
+from personality.making.health import measure_health
 from personality.making.ledger import check_fresh
 from personality.making.run_folder import RunFolder, run_folder
+from personality.making.run_record import Measured, data_used, measures_of, training_record
 from personality.making.training_data import TrainingData, read_data
 from personality.making.training_job import TrainingJob
 from personality.making.vector_records import record_vector
-from personality.making.verdict import Judgment, compare, judge
+from personality.making.verdict import compare, judge
 from personality.manifests.errors import PersonaError, UsageError
-from personality.manifests.evaluation import ProbeResult
-from personality.manifests.manifest import DataUsed, Making, Manifest
+from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
-from personality.manifests.training_record import TrainingRecord, UpdateMeter
+from personality.manifests.training_record import TrainingRecord
 from personality.model import load_composed, load_tokenizer, threads_for
 from personality.preflight.findings import Preflight
 from personality.preflight.preflight import run_preflight
@@ -38,7 +38,7 @@ from personality.vectors.adapter import store_adapter
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.task_vector import open_task_vector
-from personality.vectors.training.examples import digest_examples, example_digest
+from personality.vectors.training.examples import digest_examples
 from personality.vectors.training.run import InterruptedRunError, TrainingReport
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.step_report import StepReport
@@ -67,14 +67,6 @@ class Trained:
     new: bool
     report: TrainingReport | None
     preflight: Preflight | None
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a model does, on the probes and on held-out general text."""
-
-    probes: list[ProbeResult]
-    health: Health | None
 
 
 def train_behavior(
@@ -123,7 +115,7 @@ def train_behavior(
     with threads_for(base):
         diagnosis = _diagnose(base, tokenizer, data, job, probes, told)
         told("measuring the base")
-        before = _Measured(measure(base, tokenizer, probes), measure_health(base, tokenizer, data.held_out))
+        before = Measured(measure(base, tokenizer, probes), measure_health(base, tokenizer, data.held_out))
         checkups = _checkups(base, tokenizer, data, job)
     del base
     told("training")
@@ -152,7 +144,7 @@ def train_behavior(
         job.behavior, probes, before.probes, after["toward"].probes, before.health, after["toward"].health
     )
     judgment = judge(effects, dose_of(result.report.settings, result.report.sides, result.report.sign, parameters))
-    record = _record(job, folder, repeats, diagnosis, before, arms, after, judgment)
+    record = training_record(job, folder, repeats, diagnosis, before, arms, after, judgment)
     told("storing the vector")
     manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
     folder.finish(manifest.id)
@@ -242,11 +234,11 @@ def _train_arms(
 
 def _measure_arm(
     arm: Arm, tokenizer: Any, probes: list[Probe], data: TrainingData, checkups: Checkups | None
-) -> _Measured:
+) -> Measured:
     model = arm.model.eval()
     with threads_for(model):
         kl = checkups.measure(model, arm.report.steps).kl if checkups is not None else None
-        return _Measured(measure(model, tokenizer, probes), measure_health(model, tokenizer, data.held_out, kl))
+        return Measured(measure(model, tokenizer, probes), measure_health(model, tokenizer, data.held_out, kl))
 
 
 def _store(
@@ -257,8 +249,8 @@ def _store(
     arm: Arm,
     record: TrainingRecord,
     folder: Path,
-    before: _Measured,
-    after: _Measured,
+    before: Measured,
+    after: Measured,
 ) -> tuple[Manifest, bool]:
     """Store the trained weights' difference, or the adapter, and its manifest."""
     tuned = folder / "tuned"
@@ -278,111 +270,16 @@ def _store(
             Making(
                 how="train",
                 settings=arm.report.settings.model_dump(mode="json"),
-                data=_data_used(job, data, arm.report),
+                data=data_used(job, data, arm.report),
                 tools=tool_versions(),
                 seconds=round(arm.report.seconds, 3),
                 training=record,
             ),
             command=f"train {job.behavior} --data {job.data.name}",
             description=known.description if known else "",
-            measures=_measures(before.probes, after.probes),
+            measures=measures_of(before.probes, after.probes),
             lineage=(job.avoid.vector,) if job.avoid is not None else (),
         )
-
-
-def _data_used(job: TrainingJob, data: TrainingData, report: TrainingReport) -> tuple[DataUsed, ...]:
-    used = DataUsed(
-        role="behavior",
-        name=job.data.name,
-        digest=digest_examples(data.behavior),
-        examples=report.behavior_examples,
-        sides=report.sides,
-        ledger=tuple(sorted(example_digest(example) for example in data.behavior)),
-    )
-    if job.general is None:
-        return (used,)
-    general = DataUsed(
-        role="general",
-        name=job.general.name,
-        digest=digest_examples([*data.general, *data.held_out]),
-        examples=report.general_examples,
-    )
-    return (used, general)
-
-
-def _record(
-    job: TrainingJob,
-    folder: RunFolder,
-    repeats: int,
-    diagnosis: Preflight | None,
-    before: _Measured,
-    arms: dict[str, Arm],
-    after: dict[str, _Measured],
-    judgment: Judgment,
-) -> TrainingRecord:
-    report, survival = arms["toward"].report, arms["toward"].report.survival
-    health = after["toward"].health
-    arm_records = {
-        name: {
-            "data": arm.report.behavior_digest,
-            "examples": arm.report.behavior_examples,
-            "general examples": arm.report.general_examples,
-            "sides": arm.report.sides,
-            "settings": arm.report.settings.model_dump(mode="json"),
-            "steps": arm.report.steps,
-            "stopped": asdict(arm.report.sign) if arm.report.sign is not None else None,
-            "loss": round(arm.report.losses[-1], 4),
-        }
-        for name, arm in arms.items()
-        if job.contrastive
-    }
-    return TrainingRecord(
-        run=folder.id,
-        steps=report.steps,
-        processes=processes.world(),
-        repeated=repeats,
-        preflight=diagnosis.as_json() if diagnosis is not None else {},
-        forced=diagnosis is not None and diagnosis.verdict == "no-go",
-        stopped=asdict(report.sign) if report.sign is not None else None,
-        guard=report.guard,
-        updates=UpdateMeter(share_changed=survival.share_changed, cosine=survival.cosine) if survival else None,
-        avoided=_avoided(job, before, arms, after),
-        arms=arm_records,
-        health=health.since(before.health) if health is not None else {},
-        verdict=judgment.verdict,
-        advice=judgment.advice,
-    )
-
-
-def _avoided(
-    job: TrainingJob, before: _Measured, arms: dict[str, Arm], after: dict[str, _Measured]
-) -> dict[str, Any] | None:
-    if job.avoid is None:
-        return None
-    found: dict[str, Any] = job.avoid.as_json()
-    for name, arm in arms.items():
-        if arm.cosines is not None:
-            found["tensors"] = len(arm.avoided)
-            found[f"{name} cosines"] = {"in": round(arm.cosines[0], 6), "out": round(arm.cosines[1], 6)}
-    if "placebo" in after:
-        found["placebo measures"] = _measures(before.probes, after["placebo"].probes)
-    return found
-
-
-def _measures(before: Sequence[ProbeResult], after: Sequence[ProbeResult]) -> dict[str, dict[str, float]]:
-    """Per probe: share passed, opening's probability and margin, before and after, rounded for reading."""
-    found: dict[str, dict[str, float]] = {}
-    for old, new in zip(before, after, strict=True):
-        figures: dict[str, Any] = {"passed before": old.passed.value, "passed after": new.passed.value}
-        if old.probability and new.probability:
-            figures |= {
-                "probability before": old.probability.value,
-                "probability after": new.probability.value,
-            }
-        if old.margin and new.margin:
-            figures |= {"margin before": old.margin.value, "margin after": new.margin.value}
-        found[old.probe] = {name: round(value, 4) for name, value in figures.items()}
-    return found
 
 
 def check_job(job: TrainingJob) -> None:
