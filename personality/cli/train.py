@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from personality.making.training_job import AvoidOptions, TrainingJob
     from personality.making.training_run import Trained
     from personality.manifests.repository import Repository
+    from personality.vectors.training.step_report import StepReport
 
 _DATA, _OBJECTIVE, _WEIGHTS, _WATCH, _RUN = "Data", "Objective and optimizer", "What is trained", "Guards", "Run"
 
@@ -271,13 +272,14 @@ def train(
         check_job(job)
         if auto is not None:
             return train_rounds(out, repository, job, auto, tensorboard)
+    speed = _Speed()
     with out.progress(f"train {behavior}") as advance:
         trained = train_behavior(
             repository,
             job,
             tensorboard=tensorboard,
             on_stage=lambda stage: advance(0, 1, stage),
-            on_step=lambda step: advance(step.step, step.steps, _step_text(step)),
+            on_step=lambda step: advance(step.step, step.steps, speed.text(step)),
         )
     _show(out, job, trained)
     training = trained.manifest.making.training
@@ -398,7 +400,21 @@ def _health_text(health: dict[str, float]) -> str:
     return f"{before}{health['nll after']:.3f} nats per token{kl}"
 
 
-def _step_text(step: Any) -> str:
-    margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
-    speed = f", {step.tokens / step.seconds:.0f} tokens/s" if step.seconds and step.step == 1 else ""
-    return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}{speed}"
+class _Speed:
+    """Tokens per second since this process began a phase."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._tokens = 0
+        self._began = 0.0
+
+    def text(self, step: StepReport) -> str:
+        """What the bar says of a step."""
+        if step.phase != self._phase or step.step == 1:
+            self._phase, self._tokens, self._began = step.phase, 0, step.seconds
+        else:
+            self._tokens += step.tokens
+        spent = step.seconds - self._began
+        speed = f", {self._tokens / spent:.0f} tokens/s" if spent > 0 else ""
+        margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
+        return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}{speed}"
