@@ -15,7 +15,7 @@ demo: $(STAMP)  ## the main job, start to end, on the bundled playground model
 	$(BIN)/persona demo
 
 test: $(STAMP)  ## the default test suite (under 8 minutes on two cores)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)  ## what takes minutes: retraining a small base, long kill runs
 	$(BIN)/python -m pytest -q -m slow

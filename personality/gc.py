@@ -30,7 +30,7 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False, unfinishe
     Args:
         repository: where.
         forget_undo: also what only the operation log's undo or redo could bring back, and the log itself.
-        unfinished_runs: also training runs that could still be gone on with.
+        unfinished_runs: also training runs that could still be gone on with, but not those that are running.
     """
     found = [Garbage(path, "left by an interrupted command", _size(path)) for path in repository.interrupted()]
     kept_builds = {build_path(repository, tip) for tip in History(repository).tips}
@@ -38,8 +38,9 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False, unfinishe
         if folder not in kept_builds and not folder.name.startswith(TEMPORARY_PREFIX):
             found.append(Garbage(folder, "a build that can be made again", _size(folder)))
     if unfinished_runs:
-        runs = run_folder.unfinished_runs(repository)
-        found += [Garbage(run.path, f"an unfinished run of `{run.job.behavior}`", _size(run.path)) for run in runs]
+        runs = [run for run in run_folder.unfinished_runs(repository) if not run.is_running]
+        words = {run.path: f"of `{run.behavior}`" if run.behavior else "that cannot be read" for run in runs}
+        found += [Garbage(path, f"an unfinished run {word}", _size(path)) for path, word in words.items()]
     operations = repository.operations()
     wanted = {manifest.id for manifest in repository.manifests()}
     wanted |= {use.vector for version in repository.versions().values() for use in version.personality.uses}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from personality.manifests.errors import UsageError
+
 
 def rank() -> int:
     """Number of this process, from 0; only process 0 writes to the repository and to the terminal."""
@@ -17,7 +19,19 @@ def world() -> int:
 
 
 def join() -> None:
-    """Meet the other processes and take this one's device; nothing happens when there is one process only."""
+    """Meet the other processes and take this one's device; nothing happens when there is one process only.
+
+    Raises:
+        UsageError: the processes are to share one model in shards.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") or os.environ.get(
+        "ACCELERATE_USE_DEEPSPEED", ""
+    ).lower() in ("1", "true"):
+        raise UsageError(
+            "training with a sharded model (FSDP, DeepSpeed) is not available: every process needs the whole model",
+            "launch without it (`accelerate launch --multi_gpu`), or save memory with `--lora` or `--weights "
+            "bf16-compensated`",
+        )
     if world() > 1:
         _state()
 

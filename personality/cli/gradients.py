@@ -36,13 +36,13 @@ def gradients(
     one and as ratio of their norms.
     """
     from personality.making.gradients import report_gradients
-    from personality.vectors.training.settings import make_settings
+    from personality.vectors.training.settings import fitting, make_settings
 
     out = Output("gradients", as_json=as_json)
     repository = open_repository(directory)
     given: dict[str, Any] = {"method": method, "only": tuple(only) if only else None, "layers": layers}
-    chosen = {**repository.config().training, **{name: value for name, value in given.items() if value is not None}}
-    settings = make_settings(**chosen)
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = make_settings(**fitting(repository.config().training, given))
     with out.progress("gradients") as advance:
         report = report_gradients(
             repository,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from personality import processes
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.tables import P_MEANS, measure_rows
 from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
-    from personality.making.training_job import AvoidOptions, TrainingJob
+    from personality.making.training_job import AvoidOptions
     from personality.making.training_run import Trained
     from personality.manifests.repository import Repository
     from personality.vectors.training.step_report import StepReport
@@ -221,39 +222,43 @@ def train(
 
     out = Output("train", as_json=as_json)
     repository = open_repository(directory)
+    given: dict[str, Any] = {
+        "method": method,
+        "lr": lr,
+        "dpo_lr": dpo_lr,
+        "dpo_beta": beta,
+        "orpo_lambda": orpo_lambda,
+        "optimizer": optimizer,
+        "rank": rank,
+        "batch_size": batch_size,
+        "general_ratio": general_ratio,
+        "max_length": max_length,
+        "seed": seed,
+        "lora_rank": lora,
+        "only": tuple(only) if only else None,
+        "layers": layers,
+        "train_embeddings": train_embeddings or None,
+        "train_norms": train_norms or None,
+        "weights": weights,
+        "context": context,
+        "gradient_checkpointing": gradient_checkpointing or None,
+        "guard": guard,
+        "check_every": check_every,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    unfinished = None
     if resume:
-        if data is not None or general is not None or auto is not None:
+        others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, force)
+        if given or any(others) or not preflight:
             raise UsageError(
-                "--resume goes on with a run's own data and settings", "leave out `--data` and the other options"
+                "--resume goes on with a run's own data and settings",
+                f"leave out the other options: `persona train {behavior} --resume`",
             )
-        job = unfinished_run(repository, behavior).job
+        unfinished = unfinished_run(repository, behavior)
+        job = unfinished.job
     else:
         if data is None:
             raise UsageError("no data to train on", "give `--data FILE`, or `--resume` an interrupted run")
-        given: dict[str, Any] = {
-            "method": method,
-            "lr": lr,
-            "dpo_lr": dpo_lr,
-            "dpo_beta": beta,
-            "orpo_lambda": orpo_lambda,
-            "optimizer": optimizer,
-            "rank": rank,
-            "batch_size": batch_size,
-            "general_ratio": general_ratio,
-            "max_length": max_length,
-            "seed": seed,
-            "lora_rank": lora,
-            "only": tuple(only) if only else None,
-            "layers": layers,
-            "train_embeddings": train_embeddings or None,
-            "train_norms": train_norms or None,
-            "weights": weights,
-            "context": context,
-            "gradient_checkpointing": gradient_checkpointing or None,
-            "guard": guard,
-            "check_every": check_every,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
         job = TrainingJob(
             behavior=behavior,
             data=data.absolute(),
@@ -273,15 +278,19 @@ def train(
         if auto is not None:
             return train_rounds(out, repository, job, auto, tensorboard)
     speed = _Speed()
-    with out.progress(f"train {behavior}") as advance:
-        trained = train_behavior(
-            repository,
-            job,
-            tensorboard=tensorboard,
-            on_stage=lambda stage: advance(0, 1, stage),
-            on_step=lambda step: advance(step.step, step.steps, speed.text(step)),
-        )
-    _show(out, job, trained)
+    try:
+        with out.progress(f"train {behavior}") as advance:
+            trained = train_behavior(
+                repository,
+                job,
+                resume=unfinished,
+                tensorboard=tensorboard,
+                on_stage=lambda stage: advance(0, 1, stage),
+                on_step=lambda step: advance(step.step, step.steps, speed.text(step)),
+            )
+    finally:
+        processes.leave()
+    _show(out, trained)
     training = trained.manifest.making.training
     return 3 if training is not None and training.stopped is not None else 0
 
@@ -306,7 +315,7 @@ def _avoid(
     )
 
 
-def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
+def _show(out: Output, trained: Trained) -> None:
     """The result of a run, for people and for programs."""
     manifest, making = trained.manifest, trained.manifest.making
     rounding, record = manifest.rounding, manifest.making.training
@@ -360,8 +369,9 @@ def _show(out: Output, job: TrainingJob, trained: Trained) -> None:
     )
     if record.stopped is not None:
         out.warn(
-            f"stopped at step {record.stopped['step']}: {record.stopped['text']}; "
-            f"kept is the state after step {record.steps}"
+            f"stopped at step {record.stopped['step']}"
+            f"{' of the run away from the behavior' if record.stopped['arm'] == 'away' else ''}: "
+            f"{record.stopped['text']}; kept is the last good state"
         )
     if trained.preflight is not None:
         for finding in (*trained.preflight.of_level("no-go"), *trained.preflight.of_level("change")):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from personality.manifests.errors import DataError, PersonaError
+from personality.vectors.training.response import keeps_logits
 
 Chat = Sequence[dict[str, str]]
 _BATCH_TOKENS = 16_384
@@ -61,13 +62,10 @@ def _score(model: Any, spans: Sequence[Span], batch: list[int], result: list[flo
         wanted[row, span.start : span.stop] = True
     device = next(model.parameters()).device
     # Only positions from the first wanted token on are turned into logits over the vocabulary.
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        logits_to_keep=width - first + 1,
-        use_cache=False,
-    ).logits
-    found = logits[:, :-1].float().log_softmax(-1).cpu()
+    kept = width - first + 1
+    arguments = {"logits_to_keep": kept} if keeps_logits(model) else {}
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **arguments).logits
+    found = logits[:, -kept:-1].float().log_softmax(-1).cpu()
     picked = found.gather(-1, ids[:, first:, None])[..., 0]
     check_finite(picked[wanted[:, first:]])
     totals = torch.where(wanted[:, first:], picked, torch.zeros(())).double().sum(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from personality.manifests.errors import DataError
 from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.examples import Example
 from personality.vectors.training.guard import Checkup
+from personality.vectors.training.response import keeps_logits, response_logits
 from personality.vectors.training.tokens import Encoded, EncodedExample, Tokenizer, encode
 
 _GRAM = 4
@@ -102,16 +102,11 @@ class Checkups:
     def _log_probs(self, model: Any) -> Iterator[Tensor]:
         """log-probabilities over the vocabulary (response tokens, V), float32, in batches on the model's device."""
         device = next(model.parameters()).device
-        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        keeps = keeps_logits(model)
         for batch in self._batches(model):
-            ids, mask = batch["input_ids"].to(device), batch["response_mask"]
-            targets = mask.any(dim=0).nonzero().squeeze(-1)
-            arguments = {"logits_to_keep": (targets - 1).to(device)} if keeps else {}
-            attention = batch["attention_mask"].to(device)
-            logits = model(input_ids=ids, attention_mask=attention, use_cache=False, **arguments).logits
-            if not keeps:
-                logits = logits[:, (targets - 1).to(device)]
-            yield logits[mask[:, targets].to(device)].float().log_softmax(-1)
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            logits, targets, _ = response_logits(model, inputs, keep_logits=keeps)
+            yield logits[inputs["response_mask"][:, targets]].float().log_softmax(-1)
 
     def _batches(self, model: Any) -> Iterator[dict[str, Tensor]]:
         vocabulary = model.get_input_embeddings().num_embeddings

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from personality.making.training_job import TrainingJob
 from personality.manifests.atomic import write_bytes
 from personality.manifests.errors import NotFoundError, PersonaError
+from personality.manifests.lock import locked
 from personality.manifests.repository import Repository
 
 LOG = "log.jsonl"
 _JOB = "job.json"
 _DONE = "vector"
+_LOCK = "lock"
 
 
 class RunFolder:
@@ -47,8 +50,20 @@ class RunFolder:
 
     @property
     def job(self) -> TrainingJob:
-        """What the run was asked to do."""
+        """What the run was asked to do.
+
+        Raises:
+            CorruptError, SchemaError: its record cannot be read.
+        """
         return TrainingJob.read(self.path / _JOB)
+
+    @property
+    def behavior(self) -> str | None:
+        """Of its job; None where that cannot be read."""
+        try:
+            return self.job.behavior
+        except PersonaError:
+            return None
 
     def begin(self, job: TrainingJob) -> bool:
         """Make the folder, or go on with an unfinished run in it.
@@ -59,7 +74,8 @@ class RunFolder:
         if self.unfinished:
             return True
         self.discard()
-        self.path.mkdir(parents=True)
+        self.log.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_bytes(self.path / _JOB, job.to_bytes())
         return False
 
@@ -75,8 +91,31 @@ class RunFolder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def discard(self) -> None:
-        """Drop the run: there is nothing to go on with."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Drop everything but the log: there is nothing to go on with."""
+        if not self.path.is_dir():
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in (LOG, _LOCK):
+                path.unlink()
+
+    def running(self) -> AbstractContextManager[None]:
+        """Hold the run's lock: one command works on it at a time.
+
+        Raises:
+            PersonaError: another one does.
+        """
+        return locked(self.path / _LOCK, wait=0.5, doing=f"training here already (run {self.id})")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a command works on it at this moment."""
+        try:
+            with self.running():
+                return False
+        except PersonaError:
+            return True
 
 
 def run_folder(repository: Repository, run: str) -> RunFolder:
@@ -98,9 +137,9 @@ def unfinished_run(repository: Repository, behavior: str) -> RunFolder:
         PersonaError: its folder is damaged.
     """
     runs = unfinished_runs(repository)
-    own = [run for run in runs if run.job.behavior == behavior]
+    own = [run for run in runs if run.behavior == behavior]
     if not own:
-        others = ", ".join(sorted({f"`{run.job.behavior}`" for run in runs}))
+        others = ", ".join(sorted({f"`{run.behavior}`" for run in runs if run.behavior}))
         raise NotFoundError(
             f"no unfinished run of `{behavior}`" + (f"; there is one of {others}" if others else ""),
             f"start one: `persona train {behavior} --data FILE --general FILE`",

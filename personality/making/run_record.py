@@ -53,7 +53,6 @@ def data_used(job: TrainingJob, data: TrainingData, report: TrainingReport) -> t
 def training_record(
     job: TrainingJob,
     folder: RunFolder,
-    repeats: int,
     diagnosis: Preflight | None,
     before: Measured,
     arms: dict[str, Arm],
@@ -65,7 +64,6 @@ def training_record(
     Args:
         job: what was asked for.
         folder: of the run.
-        repeats: examples that had been used before.
         diagnosis: before training; None when it was left out.
         before: the base.
         arms: what was trained: `toward`, and `away` or `placebo`.
@@ -74,6 +72,7 @@ def training_record(
     """
     report, survival = arms["toward"].report, arms["toward"].report.survival
     health = after["toward"].health
+    stopped = {name: {"arm": name, **asdict(arm.report.sign)} for name, arm in arms.items() if arm.report.sign}
     arm_records = {
         name: {
             "data": arm.report.behavior_digest,
@@ -82,7 +81,7 @@ def training_record(
             "sides": arm.report.sides,
             "settings": arm.report.settings.model_dump(mode="json"),
             "steps": arm.report.steps,
-            "stopped": asdict(arm.report.sign) if arm.report.sign is not None else None,
+            "stopped": stopped.get(name),
             "loss": round(arm.report.losses[-1], 4),
         }
         for name, arm in arms.items()
@@ -92,11 +91,10 @@ def training_record(
         run=folder.id,
         steps=report.steps,
         processes=processes.world(),
-        repeated=repeats,
         preflight=diagnosis.as_json() if diagnosis is not None else {},
         forced=diagnosis is not None and diagnosis.verdict == "no-go",
-        stopped=asdict(report.sign) if report.sign is not None else None,
-        guard=report.guard,
+        stopped=next((found for name, found in stopped.items() if name != "placebo"), None),
+        guard=tuple({"arm": name, **entry} for name, arm in arms.items() for entry in arm.report.guard),
         updates=UpdateMeter(share_changed=survival.share_changed, cosine=survival.cosine) if survival else None,
         avoided=_avoided(job, before, arms, after),
         arms=arm_records,
@@ -116,6 +114,8 @@ def _avoided(
         if arm.cosines is not None:
             found["tensors"] = len(arm.avoided)
             found[f"{name} cosines"] = {"in": round(arm.cosines[0], 6), "out": round(arm.cosines[1], 6)}
+    if job.avoid.placebo and "placebo" not in arms:
+        found["placebo diverged"] = True
     if "placebo" in after:
         found["placebo measures"] = measures_of(before.probes, after["placebo"].probes)
     return found

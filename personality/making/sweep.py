@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from personality import processes
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, tool_versions
 from personality.evaluation.intervals import mean, share
@@ -133,6 +134,8 @@ def run_sweep(
         UsageError: a count or rate that is not positive.
         InterruptedRunError: somebody stopped it; the finished cells are kept.
     """
+    if processes.world() > 1:
+        raise UsageError("a sweep is one process's work", "start it without `accelerate launch` or `torchrun`")
     told = on_stage or (lambda stage: None)
     amounts = _counts(job, counts)
     data = {count: _data(repository, job, count) for count in amounts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,7 @@ def train_behavior(
     repository: Repository,
     job: TrainingJob,
     *,
+    resume: RunFolder | None = None,
     tensorboard: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
@@ -85,6 +87,7 @@ def train_behavior(
     Args:
         repository: where.
         job: what to do.
+        resume: the unfinished run that this must be; None for whichever it is.
         tensorboard: folder for TensorBoard's event files.
         on_stage: told what is being done.
         on_step: told of each training step.
@@ -94,6 +97,7 @@ def train_behavior(
         NoGoError: when the diagnosis advises against it and `job.force` is false.
         DivergedError: when the run collapses before there is a good state; nothing is stored.
         InterruptedRunError: when somebody stopped it; an equal job goes on.
+        PersonaError: when data, base or libraries are no longer those of `resume`; when another command works on it.
     """
     check_behavior_name(job.behavior)
     told = on_stage or (lambda stage: None)
@@ -101,10 +105,32 @@ def train_behavior(
     data = read_data(repository, job)
     check_job(job)
     folder = _folder(repository, job, data)
-    known = next((item for item in repository.manifests() if _run_of(item) == folder.id), None)
-    if known is not None:
-        return Trained(known, False, None, None)
-    repeats = check_fresh(repository, job.behavior, data.behavior, allow=job.allow_repeats)
+    if resume is not None and resume.id != folder.id:
+        raise PersonaError(
+            f"the run {resume.id} of `{job.behavior}` cannot be gone on with: its data, the base or the installed "
+            "libraries have changed since",
+            f"put them back as they were, or start anew: `persona train {job.behavior} --data {job.data} …`",
+        )
+    with folder.running() if processes.rank() == 0 else nullcontext():
+        known = next((item for item in repository.manifests() if _run_of(item) == folder.id), None)
+        if known is not None:
+            if folder.unfinished:  # killed between storing and clearing away
+                folder.finish(known.id)
+            return Trained(known, False, None, None)
+        check_fresh(repository, job.behavior, data.behavior, allow=job.allow_repeats)
+        return _train(repository, job, data, folder, tensorboard, told, on_step)
+
+
+def _train(
+    repository: Repository,
+    job: TrainingJob,
+    data: TrainingData,
+    folder: RunFolder,
+    tensorboard: Path | None,
+    told: Callable[[str], None],
+    on_step: Callable[[StepReport], None] | None,
+) -> Trained:
+    """Diagnose, train, measure and store; the run's lock is held."""
     told("loading the base")
     # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
     composer = composer_of(repository, Personality(base=repository.config().base))
@@ -119,14 +145,15 @@ def train_behavior(
         checkups = _checkups(base, tokenizer, data, job)
     del base
     told("training")
-    resume = _begin(folder, job)
+    going_on = _begin(folder, job)
     main = processes.rank() == 0
     log = RunLog(folder.log, tensorboard) if main else None
-    bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, resume)
+    bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, going_on)
     try:
         arms = _train_arms(repository, bench, job, data, folder.path, told)
     except DivergedError:
-        folder.discard()
+        if main:
+            folder.discard()
         raise
     except InterruptedRunError as error:
         error.hint = f"go on where it stopped: `persona train {job.behavior} --resume`"
@@ -143,8 +170,9 @@ def train_behavior(
     effects = compare(
         job.behavior, probes, before.probes, after["toward"].probes, before.health, after["toward"].health
     )
-    judgment = judge(effects, dose_of(result.report.settings, result.report.sides, result.report.sign, parameters))
-    record = training_record(job, folder, repeats, diagnosis, before, arms, after, judgment)
+    sign = next((arm.report.sign for name, arm in arms.items() if name != "placebo" and arm.report.sign), None)
+    judgment = judge(effects, dose_of(result.report.settings, result.report.sides, sign, parameters))
+    record = training_record(job, folder, diagnosis, before, arms, after, judgment)
     told("storing the vector")
     manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
     folder.finish(manifest.id)
@@ -228,7 +256,8 @@ def _train_arms(
         subtract(arms["toward"].model, arms["away"].model, start)
     elif job.avoid is not None and job.avoid.placebo:
         told("training the placebo")
-        arms["placebo"] = bench.train(data.behavior, folder / "placebo", placebo)
+        with suppress(DivergedError):  # a comparison that fails must not cost the run; the log has it
+            arms["placebo"] = bench.train(data.behavior, folder / "placebo", placebo)
     return arms
 
 
@@ -261,6 +290,8 @@ def _store(
             stored = store_adapter(repository, composer.base, tuned)
         else:
             stored = store_difference(repository, composer.base, Checkpoint(tuned), trained_here=True)
+        # Counted here, where nothing else writes: another run may have used the same examples meanwhile.
+        repeats = check_fresh(repository, job.behavior, data.behavior, allow=True)
         known = repository.behaviors().get(job.behavior)
         return record_vector(
             repository,
@@ -273,7 +304,7 @@ def _store(
                 data=data_used(job, data, arm.report),
                 tools=tool_versions(),
                 seconds=round(arm.report.seconds, 3),
-                training=record,
+                training=record.model_copy(update={"repeated": repeats}),
             ),
             command=f"train {job.behavior} --data {job.data.name}",
             description=known.description if known else "",

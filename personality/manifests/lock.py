@@ -13,12 +13,13 @@ from personality.manifests.errors import PersonaError
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: float = 10.0) -> Iterator[None]:
+def locked(path: Path, *, wait: float = 10.0, doing: str = "writing to this repository") -> Iterator[None]:
     """Hold the lock file for the block.
 
     Args:
         path: the lock file; it is made when missing and never removed, since removal would race.
         wait: seconds to wait for another holder.
+        doing: what a holder does, for the error.
 
     Raises:
         PersonaError: when another process still holds the lock after `wait` seconds.
@@ -35,7 +36,7 @@ def locked(path: Path, *, wait: float = 10.0) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
                     raise PersonaError(
-                        f"another persona command (process {holder}) is writing to this repository",
+                        f"another persona command (process {holder}) is {doing}",
                         "wait for it to finish, then run the command again",
                     ) from None
                 time.sleep(0.05)

@@ -20,7 +20,7 @@ class DataUsed(Frozen):
     Attributes:
         role: `behavior` or `general`.
         name: the file's name, without its folder.
-        digest: over the examples that were used, in order.
+        digest: over the behavior's examples that were used, or over all general data that was given, in order.
         examples: how many of them.
         sides: how many of each `side`; empty when the examples name none.
         ledger: digests of the examples that were used, sorted: a behavior is trained on each once (docs/training.md).

@@ -11,8 +11,8 @@ class UpdateMeter(Frozen):
     """What rounding lost while weights kept in bfloat16 were trained.
 
     Attributes:
-        share_changed: share of the elements meant to change that did, over all steps, 0 to 1.
-        cosine: cosine of the applied to the intended updates.
+        share_changed: share of the elements meant to move that did, from the first step to the last, 0 to 1.
+        cosine: cosine of the way they went to the way they were meant to go.
     """
 
     share_changed: float
@@ -29,9 +29,9 @@ class TrainingRecord(Frozen):
         repeated: examples that an earlier vector of this behavior had been trained on.
         preflight: the diagnosis before training; empty when it was left out.
         forced: the run went on although the diagnosis said no-go.
-        stopped: the sign of collapse at which the guard stopped the run; None for a whole run.
-        guard: the guard's log: its checkups, by phase.
-        updates: the lost-update meter of weights kept in bfloat16; None for float32 weights.
+        stopped: the sign of collapse at which the guard stopped the run, with the `arm`; None for a whole run.
+        guard: the guard's log: its checkups, by arm and phase.
+        updates: the lost-update meter of bfloat16 weights, of the phase that lost most; None for float32 weights.
         avoided: what the updates were kept out of, what that did to them, and the placebo arm; None without.
         arms: for a contrastive vector, what each of its two arms did.
         health: held-out general text before and after: `nll before`, `nll after` (nats per token), `kl` from the base.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from personality.manifests.errors import PersonaError
 from personality.vectors.training.batches import BatchItem, collate
-from personality.vectors.training.objectives import token_log_probs
+from personality.vectors.training.response import keeps_logits, response_log_probs
 from personality.vectors.training.tokens import Encoded, EncodedExample
 
 Array = np.ndarray
@@ -35,17 +34,13 @@ def answer_log_probs(model: Any, encoded: Sequence[Encoded]) -> list[Array]:
         PersonaError: the model's predictions are not finite.
     """
     device = next(model.parameters()).device
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    keeps = keeps_logits(model)
     found: dict[int, Array] = {}
     for rows in _batches(encoded, model.get_input_embeddings().num_embeddings):
         items = tuple(EncodedExample(encoded[row], None) for row in rows)
         batch = {name: value.to(device) for name, value in collate(BatchItem((), items), 0).items()}
-        ids, mask = batch["input_ids"], batch["response_mask"]
-        targets = mask.any(dim=0).nonzero().squeeze(-1)  # never 0: an answer has a prompt before it
-        arguments = {"logits_to_keep": targets - 1} if keeps else {}
-        logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, **arguments).logits
-        picked = token_log_probs(logits if keeps else logits[:, targets - 1], ids[:, targets]).double().cpu()
-        inside = mask[:, targets].cpu()
+        log_probs, mask, _ = response_log_probs(model, batch, keep_logits=keeps)
+        picked, inside = log_probs.double().cpu(), mask.cpu()
         for place, row in enumerate(rows):
             found[row] = picked[place][inside[place]].numpy()
             if not np.isfinite(found[row]).all():

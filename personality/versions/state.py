@@ -62,4 +62,4 @@ def repository_state(repository: Repository) -> State:
 
 
 def _unfinished(repository: Repository) -> list[str]:
-    return [run.job.behavior for run in unfinished_runs(repository)]
+    return [run.behavior for run in unfinished_runs(repository) if run.behavior is not None]

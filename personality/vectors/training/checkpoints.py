@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from personality.manifests.atomic import sync, write_bytes
 from personality.manifests.errors import CorruptError
@@ -19,6 +18,7 @@ from personality.manifests.errors import CorruptError
 WEIGHTS = "trained.safetensors"
 METER = "meter.safetensors"
 _MARK = "progress.json"
+_PICKLED = ("optimizer.pt", "scheduler.pt")  # read with weights_only
 _NAME = re.compile(r"checkpoint-(\d+)")
 _KEPT = 2  # the newest, and the one before in case the newest turns out to be damaged
 
@@ -36,8 +36,32 @@ def newest(folder: Path) -> Path | None:
     Args:
         folder: of one phase of a run.
     """
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / _MARK).is_file()]
-    return max(found, key=step_of, default=None)
+    return max(_written(folder), key=step_of, default=None)
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The latest checkpoint that can be read from end to end; damaged ones are removed.
+
+    Args:
+        folder: of one phase of a run.
+    """
+    for checkpoint in sorted(_written(folder), key=step_of, reverse=True):
+        try:
+            read_progress(checkpoint)
+            for path in checkpoint.iterdir():
+                if path.suffix == ".safetensors":
+                    load_file(str(path))
+                elif path.name in _PICKLED:
+                    torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # each format has its own way of saying that bytes are missing
+            shutil.rmtree(checkpoint)
+        else:
+            return checkpoint
+    return None
+
+
+def _written(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and (path / _MARK).is_file()]
 
 
 def mark_written(checkpoint: Path, progress: dict[str, Any]) -> None:
@@ -68,16 +92,16 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that require gradients, whole and on the CPU; every process of a run must call it.
+    """The parameters that require gradients, on the CPU.
 
     Args:
-        model: possibly sharded over processes.
+        model: in training.
 
     Returns:
         Tensors by the model's own parameter names.
     """
     return {
-        name: _whole(parameter).cpu().contiguous()
+        name: parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -107,14 +131,14 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
     """Put a checkpoint's weights into a model.
 
     Args:
-        model: of the same architecture, with the same parameters requiring gradients; possibly sharded.
+        model: of the same architecture, with the same parameters requiring gradients.
         checkpoint: its folder.
 
     Raises:
         CorruptError: the weights are damaged or belong to another run.
     """
     path = checkpoint / WEIGHTS
-    hint = "start the run anew, without `--resume`"
+    hint = f"remove {checkpoint.parent} and give the same command again"
     try:
         weights = load_file(str(path))
     except Exception as error:  # safetensors raises its own kinds and plain OSError
@@ -123,12 +147,4 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in wanted.items()}:
         raise CorruptError(f"{path} holds the weights of another run", hint)
     for name, parameter in wanted.items():
-        value = weights[name].to(device=parameter.device, dtype=parameter.dtype)
-        if isinstance(parameter, DTensor):
-            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-        parameter.copy_(value)
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
+        parameter.copy_(weights[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ from personality.manifests.errors import DataError, UsageError
 from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
 from personality.vectors.training.objectives import sft_loss
-from personality.vectors.training.response import response_log_probs
+from personality.vectors.training.response import keeps_logits, response_log_probs
 from personality.vectors.training.selection import group_of
 
 Loss = Callable[[Tensor, Tensor, BatchItem], Tensor]
@@ -134,7 +133,7 @@ def compare_gradients(
     """
     if not batches:
         raise DataError("no examples to compare gradients on", "give a file with at least one")
-    keep_logits = _keeps_logits(model)
+    keep_logits = keeps_logits(model)
     ways: dict[str, tuple[Any, Any]] = {
         "full": (collate, response_log_probs),
         "frozen": (collate_frozen, frozen_response_log_probs),
@@ -220,13 +219,6 @@ def _metered(model: nn.Module, device: torch.device) -> Iterator[list[float]]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield figures
     figures += [time.perf_counter() - began, sum(kept.values())]
-
-
-def _keeps_logits(model: nn.Module) -> bool:
-    """Whether the model can restrict logits to given positions."""
-    whole: Any = model
-    inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole  # PEFT's wrapper takes anything
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from personality.vectors.meter import Survival
 from personality.vectors.training.apollo import state_bytes
 from personality.vectors.training.avoidance import Avoidance
 from personality.vectors.training.batches import gather_batches, general_needed, plan_batches
-from personality.vectors.training.checkpoints import load_trained, newest, step_of
+from personality.vectors.training.checkpoints import load_trained, newest, newest_sound, step_of
 from personality.vectors.training.examples import Example, count_sides, digest_examples
 from personality.vectors.training.frozen_context import check_frozen_context
 from personality.vectors.training.guard import Checkup, CollapseGuard, GuardLimits, Sign
@@ -54,7 +54,8 @@ class TrainingReport:
         general_digest: SHA-256 of all general data given.
         trained: names of the trained parameters.
         optimizer_bytes: memory of the optimizer's state at the end; 0 when all was read from a finished run.
-        survival: what rounding left of the updates of weights kept in bfloat16; None for float32 weights.
+        survival: what rounding left of the updates of weights kept in bfloat16, in the phase that lost most; None for
+            float32 weights.
         sign: of collapse, when the guard stopped the run.
         guard: the guard's log.
     """
@@ -152,6 +153,7 @@ def fine_tune(
         UsageError: weights of the wrong dtype, or nothing to train.
         DivergedError: loss or weights became NaN or Inf, or the run collapsed, with no good state before.
         InterruptedRunError: somebody asked to stop; the last checkpoint is that of the last step.
+        PersonaError: a checkpoint cannot be written.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     phases = _phases(behavior, general, settings, parameters)
@@ -161,6 +163,8 @@ def fine_tune(
     reports: list[StepReport] = []
     entries: list[dict[str, Any]] = []
     used_behavior = used_general = steps = 0
+    survivals: list[Survival] = []
+    before: Path | None = None
     trainer: BehaviorTrainer | None = None
     with trainable(model, settings) as names:
         if settings.context == "frozen":
@@ -192,8 +196,11 @@ def fine_tune(
                 folder=folder,
                 watch=_watch(callbacks, phase.objective, guard, avoidance),
             )
-            _run_phase(trainer, model, folder, callbacks.log, resume=resume)
+            _run_phase(trainer, model, folder, callbacks.log, resume=resume, phase_before=before)
+            before = folder
             reports += trainer.reports
+            if trainer.survival is not None:
+                survivals.append(trainer.survival)
             entries += [{"phase": phase.objective, **entry} for entry in (guard.log if guard else [])]
             used_behavior += sum(len(batch.behavior) for batch in plan)
             used_general += len(drawn)
@@ -205,7 +212,7 @@ def fine_tune(
     return TrainingReport(
         settings=settings,
         steps=steps,
-        seconds=reports[-1].seconds if len(phases) == 1 else sum(_last_seconds(reports)),
+        seconds=sum({report.phase: report.seconds for report in reports}.values()),
         tokens=sum(report.tokens for report in reports),
         reports=tuple(reports),
         sides=count_sides(behavior),
@@ -215,7 +222,7 @@ def fine_tune(
         general_digest=digest_examples(general),
         trained=names,
         optimizer_bytes=state_bytes(optimizer) if optimizer is not None else 0,
-        survival=trainer.survival,
+        survival=min(survivals, key=lambda found: found.cosine, default=None),
         sign=trainer.sign,
         guard=tuple(entries),
     )
@@ -253,16 +260,26 @@ def _split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
     return parts
 
 
-def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: RunLog | None, *, resume: bool) -> None:
+def _run_phase(
+    trainer: BehaviorTrainer,
+    model: nn.Module,
+    folder: Path,
+    log: RunLog | None,
+    *,
+    resume: bool,
+    phase_before: Path | None,
+) -> None:
     """Run a phase from its beginning or from its newest checkpoint; afterwards the model has what is to be kept."""
-    if not resume:
+    if not resume and trainer.args.process_index == 0:
         # Another run's checkpoints must never be taken for a good state of this one.
         shutil.rmtree(folder, ignore_errors=True)
-    checkpoint = newest(folder) if resume else None
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = newest_sound(folder) if resume else None
+    if log is not None and resume:
+        log.forget_after(trainer.objective, step_of(checkpoint) if checkpoint is not None else 0)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         if log is not None:
-            log.forget_after(trainer.objective, step_of(checkpoint))
             log.event("resumed", phase=trainer.objective, at=step_of(checkpoint))
         if step_of(checkpoint) == len(trainer.batches):
             load_trained(model, checkpoint)
@@ -279,17 +296,17 @@ def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: Ru
     finally:
         # On a GPU the forward pass was wrapped for autocast; a caller must get its own model back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if trainer.asked_to_stop and trainer.sign is None:
+    if problem is None and trainer.asked_to_stop and trainer.sign is None:
         raise InterruptedRunError(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}", "go on with `--resume`"
         )
     if problem is not None and trainer.watch.guard is not None:
-        trainer.sign = trainer.watch.guard.not_finite(trainer.state.global_step + 1)
+        trainer.sign = trainer.watch.guard.not_finite(problem.step)
     if trainer.sign is None:
         if problem is not None:
             raise problem
         return
-    good = newest(folder)
+    good = newest(folder) or (newest(phase_before) if phase_before is not None else None)
     if log is not None:
         log.event("stopped", phase=trainer.objective, **asdict(trainer.sign))
     if good is None:
@@ -297,6 +314,7 @@ def _run_phase(trainer: BehaviorTrainer, model: nn.Module, folder: Path, log: Ru
             f"{trainer.sign.text} (step {trainer.sign.step} of {trainer.state.max_steps}), and there was no good state "
             "before; nothing was kept",
             f"lower the learning rate (`--lr`, it was {trainer.rate:g}), and look at the data: `persona preflight`",
+            step=trainer.sign.step,
         )
     load_trained(model, good)
 
@@ -324,12 +342,6 @@ def _watch(callbacks: Callbacks, phase: Objective, guard: CollapseGuard | None, 
 def _kept_step(folder: Path) -> int:
     good = newest(folder)
     return step_of(good) if good is not None else 0
-
-
-def _last_seconds(reports: Sequence[StepReport]) -> list[float]:
-    """Seconds of each phase."""
-    last = {report.phase: report.seconds for report in reports}
-    return list(last.values())
 
 
 def _pad_id(tokenizer: Tokenizer) -> int:

@@ -12,33 +12,41 @@ from personality.manifests.errors import UsageError
 
 
 class RunLog:
-    """Appends to `log.jsonl`; every line has `event`, step lines also `phase` and `step`.
+    """Appends to `log.jsonl`; every line has `event` and `arm`, step lines also `phase` and `step`.
 
     Args:
         path: the file; what is in it stays.
         tensorboard: folder for TensorBoard's event files, or None.
+        arm: what the lines are about: `toward`, `away` or `placebo`.
 
     Raises:
         UsageError: TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path, tensorboard: Path | None = None, arm: str = "toward") -> None:
         self.path = path
+        self.arm = arm
         self._writer = _summary_writer(tensorboard) if tensorboard is not None else None
+
+    def of(self, arm: str) -> RunLog:
+        """The same log, for another arm's lines."""
+        other = RunLog(self.path, arm=arm)
+        other._writer = self._writer
+        return other
 
     def event(self, kind: str, **values: Any) -> None:
         """Append a line.
 
         Args:
-            kind: `step`, `checkup`, `stopped`, `resumed`, `finished`…
+            kind: `step`, `checkup`, `stopped` or `resumed`.
             values: JSON-able; NaN and infinite numbers are written as null.
         """
-        line = json.dumps({"event": kind, **{name: _finite(value) for name, value in values.items()}})
+        line = json.dumps({"event": kind, "arm": self.arm, **{name: _finite(value) for name, value in values.items()}})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def step(self, phase: str, values: dict[str, Any]) -> None:
-        """Append a step's figures, to TensorBoard as `phase/figure`.
+        """Append a step's figures, to TensorBoard as `arm/phase/figure`.
 
         Args:
             phase: objective of the phase.
@@ -49,11 +57,11 @@ class RunLog:
         if self._writer is not None:
             for name, value in known.items():
                 if name not in ("step", "steps"):
-                    self._writer.add_scalar(f"{phase}/{name}", value, known["step"])
+                    self._writer.add_scalar(f"{self.arm}/{phase}/{name}", value, known["step"])
             self._writer.flush()
 
     def forget_after(self, phase: str, step: int) -> None:
-        """Drop the lines of steps that a resumed run takes again.
+        """Drop the lines of this arm's steps that a resumed run takes again.
 
         Args:
             phase: that is resumed.
@@ -67,7 +75,7 @@ class RunLog:
                 entry = json.loads(line)
             except ValueError:  # the last line of a killed run may be half a line
                 continue
-            if entry.get("phase") != phase or entry.get("step", 0) <= step:
+            if (entry.get("arm"), entry.get("phase")) != (self.arm, phase) or entry.get("step", 0) <= step:
                 kept.append(line)
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 

@@ -139,10 +139,8 @@ class TrainSettings(BaseModel):
                 found.append(
                     "an adapter has factors of linear layers only: embeddings and norms cannot be trained with it"
                 )
-        elif self.weights.startswith("bf16-") and self.optimizer == "adamw":
-            found.append(
-                f"weights {self.weights} is something that apollo and apollo-mini can do, the optimizer is adamw"
-            )
+        elif self.weights != "float32" and self.optimizer == "adamw":
+            found.append(f"weights {self.weights}: only apollo and apollo-mini keep count of what rounding loses")
         return found
 
     def rate_of(self, objective: Objective, parameters: int) -> float:

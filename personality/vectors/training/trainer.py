@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from personality.manifests.errors import PersonaError
 from personality.vectors.meter import Survival
 from personality.vectors.training.apollo import Apollo
 from personality.vectors.training.batch_loss import FIGURES, References, batch_loss
@@ -31,12 +31,12 @@ from personality.vectors.training.checkpoints import (
     write_trained,
 )
 from personality.vectors.training.frozen_context import collate_frozen, frozen_response_log_probs
-from personality.vectors.training.guard import Sign
+from personality.vectors.training.guard import Checkup, Sign
 from personality.vectors.training.interrupt import Interrupt
 from personality.vectors.training.objectives import sum_log_probs
 from personality.vectors.training.optimizers import make_optimizer, rate_factor
 from personality.vectors.training.presets import Objective
-from personality.vectors.training.response import response_log_probs
+from personality.vectors.training.response import keeps_logits, response_log_probs
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.step_report import StepReport
 from personality.vectors.training.watch import DivergedError, Watch
@@ -116,7 +116,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
         self._shares = [item.share(self.args.process_index, self.args.world_size) for item in self.batches]
-        self._keep_logits = "logits_to_keep" in inspect.signature(_innermost(model).forward).parameters
+        self._keep_logits = keeps_logits(model)
         frozen = settings.context == "frozen"
         self._collate = partial(collate_frozen if frozen else collate, pad_id=pad_id)
         self._log_probs = frozen_response_log_probs if frozen else response_log_probs
@@ -233,8 +233,22 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
                 f"the loss is {self.figures['loss']} at step {index + 1} of {self.state.max_steps}; nothing was kept",
                 f"lower the learning rate (`--lr`, it was {self.rate:g}); if step 1 fails already, "
                 "check the base for NaN or Inf",
+                step=index + 1,
             )
         return (found.loss, outputs) if return_outputs else found.loss
+
+    def checkup(self, step: int) -> Checkup | None:
+        """Look at the model: one process does it and tells the others, so that all come to the same conclusion.
+
+        Args:
+            step: that was taken.
+        """
+        if self.watch.checkup is None:
+            return None
+        found = [self.watch.checkup(self.model, step) if self.args.process_index == 0 else None]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(found, device=self.args.device)
+        return found[0]
 
     @property
     def asked_to_stop(self) -> bool:
@@ -250,7 +264,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         bad = [
             name
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and not _finite(parameter)
+            if parameter.requires_grad and not torch.isfinite(parameter).all()
         ]
         count = torch.tensor(float(len(bad)), device=self.args.device)
         if self.args.world_size > 1:
@@ -260,7 +274,19 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
                 f"{bad[0] if bad else 'a weight'} has NaN or Inf after step {self.state.global_step} of "
                 f"{self.state.max_steps}; nothing was kept",
                 f"lower the learning rate (`--lr`, it was {self.rate:g})",
+                step=self.state.global_step,
             )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch tells a full disk by the last
+            raise PersonaError(
+                f"cannot write a checkpoint to {folder}: {error}",
+                "free some room, then give the same command again: it goes on from the last whole checkpoint; or write "
+                "fewer of them (`--check-every`)",
+            ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained parameters of a checkpoint, under the model's own names.
@@ -279,8 +305,7 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        # Each process of a sharded run follows other elements, and only the first one's are kept.
-        if checkpoint is not None and self.apollo is not None and not self.is_fsdp_enabled:
+        if checkpoint is not None and self.apollo is not None:
             self.apollo.load_meter_state(read_meter(Path(checkpoint)))
 
     @property
@@ -319,17 +344,6 @@ class BehaviorTrainer(Trainer):  # type: ignore[misc]
         }
 
 
-def _finite(parameter: Tensor) -> bool:
-    value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return bool(torch.isfinite(value).all())
-
-
-def _innermost(model: nn.Module) -> nn.Module:
-    """The model inside an adapter's wrapper, whose own `forward` says what it takes."""
-    inner = getattr(model, "get_base_model", None)
-    return cast(nn.Module, inner()) if callable(inner) else model
-
-
 class _Reporter(TrainerCallback):  # type: ignore[misc]
     """Turns Trainer's events into step reports, checkups and checkpoints, and stops at the first sign of collapse."""
 
@@ -352,7 +366,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         trainer, watch = self.trainer, self.trainer.watch
         step, steps = state.global_step, state.max_steps
         due = step % check_interval(trainer.settings, steps) == 0 or step == steps
-        checkup = watch.checkup(trainer.model, step) if due and watch.checkup is not None else None
+        checkup = trainer.checkup(step) if due else None
         figures = trainer.figures
         report = StepReport(
             phase=trainer.objective,
@@ -382,7 +396,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             trainer.sign = watch.guard.observe(report)
             if trainer.sign is None and checkup is not None:
                 trainer.sign = watch.guard.check(checkup)
-        if due and trainer.sign is None:
+        if (due or trainer.asked_to_stop) and trainer.sign is None:
             trainer.check_finite()
         if trainer.sign is not None or trainer.asked_to_stop:
             control.should_training_stop = True
@@ -391,6 +405,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The checkpoint is whole now."""
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
         if args.should_save:
             mark_written(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.progress())
 

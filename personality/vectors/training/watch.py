@@ -18,6 +18,10 @@ class DivergedError(PersonaError):
 
     kind = "diverged"
 
+    def __init__(self, message: str, hint: str = "", *, step: int = 0) -> None:
+        super().__init__(message, hint)
+        self.step = step
+
 
 @dataclass(frozen=True)
 class Watch:

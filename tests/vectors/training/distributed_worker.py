@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,7 +183,10 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         "refused": refused(mesh),
     }
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may still be waiting, and abort the interpreter's own way out
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from personality.manifests.errors import CorruptError
-from personality.vectors.training.checkpoints import WEIGHTS, newest, step_of
+from personality.vectors.training.checkpoints import METER, WEIGHTS, newest, step_of
 from personality.vectors.training.examples import Example
 from personality.vectors.training.lora import attach_adapters
 from personality.vectors.training.run import Callbacks, InterruptedRunError, TrainingReport, fine_tune
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.watch import DivergedError
 
 Examples = Callable[[int], list[Example]]
 Maker = Callable[..., Any]
@@ -94,8 +96,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "stop_at"), [("orpo", 1), ("orpo", 4), *((case, 3) for case in CASES)])
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
     case: str, stop_at: int, llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path
 ) -> None:
@@ -131,8 +132,9 @@ def test_a_run_of_two_phases_goes_on_in_the_second(
     with pytest.raises(Killed):
         run(llama(), settings, tmp_path / "broken", stop_at=5, stop=killed)
     another = llama()
-    steps: list[int] = []
-    found = run(another, settings, tmp_path / "broken", resume=True, stop_at=1, stop=lambda: steps.append(1))
+    log = RunLog(tmp_path / "log.jsonl")
+    found = run(another, settings, tmp_path / "broken", resume=True, log=log)
+    assert log.path.read_text().count('"event": "step"') == 2  # the second and third of the second phase
     assert found.losses == expected.losses
     one, other = weights(whole), weights(another)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -172,17 +174,76 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
-def test_a_damaged_checkpoint_is_named(llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [WEIGHTS, METER, "optimizer.pt", "scheduler.pt", "progress.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    name: str, llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path
+) -> None:
     settings = TrainSettings(rank=8, check_every=1)
     with pytest.raises(Killed):
         run(llama(), settings, tmp_path / "a", stop_at=4, stop=killed)
-    path = tmp_path / f"a/1-orpo/checkpoint-3/{WEIGHTS}"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(CorruptError, match=r"checkpoint-3.*cannot be read"):
-        run(llama(), settings, tmp_path / "a", resume=True)
+    path = tmp_path / "a/1-orpo/checkpoint-3" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    log = RunLog(tmp_path / "log.jsonl")
+    resumed, whole = llama(), llama()
+    run(resumed, settings, tmp_path / "a", resume=True, log=log)
+    run(whole, settings, tmp_path / "b")
+    assert '"event": "resumed", "arm": "toward", "phase": "orpo", "at": 2' in log.path.read_text()
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_without_a_sound_checkpoint_the_run_begins_anew(
+    llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path
+) -> None:
+    settings = TrainSettings(rank=8, check_every=1)
+    with pytest.raises(Killed):
+        run(llama(), settings, tmp_path / "a", stop_at=4, stop=killed)
+    for path in (tmp_path / "a/1-orpo").glob(f"*/{WEIGHTS}"):
+        path.write_bytes(b"nothing")
+    resumed, whole = llama(), llama()
+    run(resumed, settings, tmp_path / "a", resume=True)
+    run(whole, settings, tmp_path / "b")
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+
+
+def test_weights_of_another_model_are_refused(llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path) -> None:
+    settings = TrainSettings(rank=8, check_every=1)
+    with pytest.raises(Killed):
+        run(llama(), settings, tmp_path / "a", stop_at=4, stop=killed)
     with pytest.raises(CorruptError, match="another run"):
-        path.write_bytes((tmp_path / f"a/1-orpo/checkpoint-2/{WEIGHTS}").read_bytes())
         run(llama(hidden_size=64), settings, tmp_path / "a", resume=True)
+
+
+def test_a_spoiled_state_is_never_written_even_when_asked_to_stop(
+    llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path
+) -> None:
+    model = llama()
+
+    def spoil() -> None:
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(DivergedError, match="NaN or Inf after step 2 of 5") as caught:
+        run(model, TrainSettings(rank=8, check_every=5, guard=False), tmp_path / "a", stop_at=2, stop=spoil)
+    assert caught.value.step == 2
+    assert newest(tmp_path / "a/1-orpo") is None
+
+
+def test_a_collapse_in_the_second_phase_keeps_the_first(
+    llama: Maker, run: Callable[..., TrainingReport], tmp_path: Path
+) -> None:
+    model = llama()
+
+    def spoil() -> None:
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+
+    settings = TrainSettings(method="sft-dpo", rank=8, check_every=3)
+    report = run(model, settings, tmp_path / "a", stop_at=4, stop=spoil)
+    assert report.sign is not None and report.sign.name == "not-finite"
+    assert report.steps == 3
+    first = load_file(tmp_path / f"a/1-sft/checkpoint-3/{WEIGHTS}")
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in first.items())
 
 
 def test_a_finished_run_is_read_and_not_repeated(

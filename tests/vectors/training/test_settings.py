@@ -30,7 +30,7 @@ def test_settings_survive_a_manifest() -> None:
         ({"lora_alpha": 8.0}, "lora_alpha 8 without lora_rank"),
         ({"lora_rank": 4, "weights": "bf16-stochastic"}, "an adapter's factors are always float32"),
         ({"lora_rank": 4, "train_norms": True}, "factors of linear layers only"),
-        ({"optimizer": "adamw", "weights": "bf16-compensated"}, "the optimizer is adamw"),
+        ({"optimizer": "adamw", "weights": "bf16"}, "only apollo and apollo-mini keep count"),
         ({"optimiser": "adamw"}, "optimiser 'adamw': Extra inputs are not permitted"),
         ({"batch_size": 4}, "batch_size 4 has no room .* general_ratio 0.25: it takes at least 5"),
         ({"batch_size": 3, "general_ratio": 4.0}, "it takes at least 5"),
