@@ -52,7 +52,7 @@ def preflight(
     dpo_lr: Annotated[
         float | None, typer.Option(help="Peak learning rate of sft-dpo's second phase.", show_default="by model size")
     ] = None,
-    lora_rank: Annotated[
+    lora: Annotated[
         int | None, typer.Option(help="Rank of adapters to train instead of the weights.", show_default="none")
     ] = None,
     general_ratio: Annotated[
@@ -79,7 +79,7 @@ def preflight(
         "method": method,
         "lr": lr,
         "dpo_lr": dpo_lr,
-        "lora_rank": lora_rank,
+        "lora_rank": lora,
         "general_ratio": general_ratio,
         "max_length": max_length,
     }

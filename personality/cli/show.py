@@ -8,7 +8,7 @@ import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
-from personality.cli.tables import measure_rows
+from personality.cli.run_lines import show_measures, show_run
 from personality.manifests.manifest import Manifest
 from personality.manifests.repository import Repository
 
@@ -65,8 +65,8 @@ def _show_vector(out: Output, manifest: Manifest) -> None:
             ),
         ]
         out.table(["", ""], rows)
-        if manifest.measures:
-            out.table(["probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, ""))
+        show_measures(out, manifest, "")
+        show_run(out, manifest, "")
 
     out.result({"vector": manifest.as_json()}, human)
 

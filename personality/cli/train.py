@@ -10,7 +10,7 @@ import typer
 from personality import processes
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
-from personality.cli.tables import P_MEANS, measure_rows
+from personality.cli.run_lines import show_measures, show_run
 from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def train(
 ) -> int:
     """Train one behavior on the base, in one pass, and store the difference as a vector.
 
-    Diagnosed before, guarded during, judged after. Defaults can be set under [training] in persona.toml. The same
+    Diagnosed before, guarded during, judged after. The table `training` of persona.toml sets defaults. The same
     command goes on with a run that was interrupted. Under `accelerate launch` several processes share every batch.
     """
     from personality.cli.auto import train_rounds
@@ -275,6 +275,12 @@ def train(
             probe_rows=probe_rows,
         )
         check_job(job)
+        rate = repository.config().training.get("lr")
+        if rate is not None and "lr" not in given and job.settings.lr is None:
+            out.note(
+                f"the learning rate in persona.toml, {rate:g}, is for another method or for whole weights: "
+                "this run uses the preset"
+            )
         if auto is not None:
             return train_rounds(out, repository, job, auto, tensorboard)
     speed = _Speed()
@@ -324,8 +330,6 @@ def _show(out: Output, trained: Trained) -> None:
     def human() -> None:
         word = "" if trained.new else " (it was there already: same data, settings and seed)"
         out.line(f"{manifest.label}{word}", "bold")
-        if trained.preflight is not None:
-            out.line(f"  preflight: {trained.preflight.verdict}")
         used = sides_text(making.data[0].sides)
         of_behavior = f"{making.data[0].examples} examples{f' ({used})' if used else ''}"
         general = sum(data.examples for data in making.data[1:])
@@ -339,22 +343,8 @@ def _show(out: Output, trained: Trained) -> None:
             f"  after rounding to the base's dtype {percent(rounding.share_changed)} of the touched elements change, "
             f"cosine to the update {rounding.cosine:.3f}"
         )
-        if record.updates is not None:
-            out.line(
-                f"  weights kept in bfloat16: {percent(record.updates.share_changed)} of the steps' changes arrived, "
-                f"cosine {record.updates.cosine:.3f}"
-            )
-        if record.avoided is not None:
-            _show_avoided(out, record.avoided)
-        if manifest.measures:
-            out.table(["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(manifest.measures, "  "))
-            out.note(P_MEANS)
-        if record.health:
-            out.line(f"  held-out general text: {_health_text(record.health)}")
-        if record.verdict:
-            out.line(f"  verdict: {record.verdict}", "bold")
-            for sentence in record.advice:
-                out.line(f"    {sentence}")
+        show_measures(out, manifest, "  ")
+        show_run(out, manifest, "  ")
         out.note(f"next: persona add {manifest.label} --scale 0.8")
 
     out.result(
@@ -383,31 +373,10 @@ def _show(out: Output, trained: Trained) -> None:
         )
     if record.updates is not None and making.settings["weights"] == "bf16" and record.updates.cosine < 0.9:
         out.warn(
-            f"weights kept in plain bfloat16 lost most of this training (cosine {record.updates.cosine:.2f}): steps at "
+            f"weights kept in plain bfloat16 lost much of this training (cosine {record.updates.cosine:.2f}): steps at "
             f"learning rate {making.settings['lr']:g} are below its precision; use `--weights float32`, "
             "bf16-compensated or bf16-stochastic"
         )
-
-
-def _show_avoided(out: Output, avoided: dict[str, Any]) -> None:
-    """What the projection did, beside what a random direction did."""
-    for name, word in (("toward", avoided["label"]), ("placebo", "a random direction")):
-        cosines = avoided.get(f"{name} cosines")
-        if cosines is not None:
-            out.line(
-                f"  updates along {word}: cosine {cosines['in']:+.4f} before projection, {cosines['out']:+.4f} after"
-            )
-    if "placebo measures" in avoided:
-        out.line("  with the random direction instead:")
-        out.table(
-            ["  probe", ">before", ">after", ">P before", ">P after"], measure_rows(avoided["placebo measures"], "  ")
-        )
-
-
-def _health_text(health: dict[str, float]) -> str:
-    before = f"{health['nll before']:.3f} → " if "nll before" in health else ""
-    kl = f", KL from the base {health['kl']:.4f}" if "kl" in health else ""
-    return f"{before}{health['nll after']:.3f} nats per token{kl}"
 
 
 class _Speed:

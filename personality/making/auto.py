@@ -19,6 +19,7 @@ from personality.manifests.repository import Repository
 from personality.vectors.training.batches import general_needed
 from personality.vectors.training.examples import read_examples
 from personality.vectors.training.presets import needs_rejected, phases_of
+from personality.vectors.training.run import InterruptedRunError
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.watch import DivergedError
 
@@ -176,6 +177,12 @@ def _round(
             on_stage=lambda stage: told(f"round {number}: {stage}"),
             on_step=on_step,
         )
+    except InterruptedRunError as error:
+        error.hint = (
+            f"`persona train {job.behavior} --resume` finishes this round; `--auto` begins its rounds anew, with "
+            "examples that are still fresh"
+        )
+        raise
     except DivergedError as error:
         return replace(found, advice=(error.message,))
     record = trained.manifest.making.training

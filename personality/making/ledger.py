@@ -54,7 +54,7 @@ def check_fresh(repository: Repository, behavior: str, examples: Sequence[Exampl
         fresh = len(examples) - count
         raise DataError(
             f"{count} of {len(examples)} examples were trained on already, such as {items[0].where} for `{label}`: "
-            "a model that sees an example twice learns it by heart instead of the behavior",
+            "each is meant to be used once",
             (f"use the other {fresh} (`--fresh`), write new ones" if fresh else "write new ones")
             + ", or train on them again: `--allow-repeats`",
         )

@@ -44,6 +44,11 @@ class RunFolder:
         return (self.path / _JOB).is_file() and not (self.path / _DONE).is_file()
 
     @property
+    def has_checkpoints(self) -> bool:
+        """Whether any phase of any arm has got as far as a checkpoint."""
+        return any(self.path.glob("*/*/checkpoint-*/progress.json"))
+
+    @property
     def vector(self) -> str:
         """Id of the vector that the finished run made."""
         return (self.path / _DONE).read_text()

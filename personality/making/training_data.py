@@ -53,7 +53,9 @@ def read_data(repository: Repository, job: TrainingJob) -> TrainingData:
                 "write new ones, or train on them again: `--allow-repeats` without `--fresh`",
             )
     count = job.examples or len(examples)
-    if count > len(examples) or not examples:
+    if not examples:
+        raise DataError(f"{job.data} has no examples after the first {job.skip}", "skip fewer (`--skip`)")
+    if count > len(examples):
         place = f" after the first {job.skip}" if job.skip else ""
         word = "fresh examples" if job.fresh else "examples"
         raise DataError(f"{job.data} has {len(examples)} {word}{place}, not {count}", "ask for fewer, or write more")

@@ -43,6 +43,7 @@ from personality.vectors.training.examples import digest_examples
 from personality.vectors.training.run import InterruptedRunError, TrainingReport
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.trainable import chosen_parameters
 from personality.vectors.training.watch import DivergedError
 
 
@@ -137,6 +138,7 @@ def _train(
     tokenizer = load_tokenizer(composer.base.folder)
     base = load_composed(composer)
     parameters = sum(parameter.numel() for parameter in base.parameters())
+    chosen_parameters(base, job.settings)  # a mistyped group or layer is told before anything takes time
     probes = _probes(repository, job)
     with threads_for(base):
         diagnosis = _diagnose(base, tokenizer, data, job, probes, told)
@@ -145,9 +147,9 @@ def _train(
         checkups = _checkups(base, tokenizer, data, job)
     del base
     told("training")
-    going_on = _begin(folder, job)
     main = processes.rank() == 0
     log = RunLog(folder.log, tensorboard) if main else None
+    going_on = _begin(folder, job)
     bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, going_on)
     try:
         arms = _train_arms(repository, bench, job, data, folder.path, told)
@@ -157,6 +159,10 @@ def _train(
         raise
     except InterruptedRunError as error:
         error.hint = f"go on where it stopped: `persona train {job.behavior} --resume`"
+        raise
+    except Exception:
+        if main and not folder.has_checkpoints:  # there is nothing to go on with
+            folder.discard()
         raise
     finally:
         if log is not None:
@@ -174,7 +180,10 @@ def _train(
     judgment = judge(effects, dose_of(result.report.settings, result.report.sides, sign, parameters))
     record = training_record(job, folder, diagnosis, before, arms, after, judgment)
     told("storing the vector")
-    manifest, new = _store(repository, composer, job, data, result, record, folder.path, before, after["toward"])
+    seconds = sum(each.report.seconds for each in arms.values())
+    manifest, new = _store(
+        repository, composer, job, data, result, seconds, record, folder.path, before, after["toward"]
+    )
     folder.finish(manifest.id)
     processes.wait_for_all()
     return Trained(manifest, new, result.report, diagnosis)
@@ -276,6 +285,7 @@ def _store(
     job: TrainingJob,
     data: TrainingData,
     arm: Arm,
+    seconds: float,
     record: TrainingRecord,
     folder: Path,
     before: Measured,
@@ -303,7 +313,7 @@ def _store(
                 settings=arm.report.settings.model_dump(mode="json"),
                 data=data_used(job, data, arm.report),
                 tools=tool_versions(),
-                seconds=round(arm.report.seconds, 3),
+                seconds=round(seconds, 3),
                 training=record.model_copy(update={"repeated": repeats}),
             ),
             command=f"train {job.behavior} --data {job.data.name}",

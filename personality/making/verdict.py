@@ -191,8 +191,12 @@ def judge(effects: Effects | None, dose: Dose) -> Judgment:
     if forgotten:
         return Judgment("forgetting", (*forgotten, _against_forgetting(effects, dose, lower)))
     if not effects.wanted:
-        why = "the base does already what the probes of this behavior measure" if effects.held else "there are none"
-        return Judgment("unknown", (f"no probe to judge by: {why}; add [[probes]] to its file in behaviors/",))
+        why = (
+            "the base does already what this behavior's probes measure"
+            if effects.held
+            else "this behavior has no probes, or they were left out (`--probe-rows 0`)"
+        )
+        return Judgment("unknown", (f"nothing to judge by: {why}; docs/on-disk.md shows how to add [[probes]]",))
     weak = [change for change in effects.wanted if not change.there]
     if weak:
         return Judgment("too small", (*(str(change) for change in weak), _more(dose)))
@@ -233,7 +237,7 @@ def _against_forgetting(effects: Effects, dose: Dose, lower: str) -> str:
 
 
 def _more(dose: Dose) -> str:
-    more = f"try more examples (`--examples {2 * dose.examples}`)"
+    more = f"try more examples (`--examples {2 * dose.examples} --fresh`, or with `--allow-repeats`)"
     if dose.rate >= dose.highest_rate:
         return f"{more}; the learning rate {dose.rate:g} is as high as it should be"
     return f"{more}, or a learning rate of up to {dose.highest_rate:g} (`--lr`, it was {dose.rate:g})"

@@ -349,6 +349,35 @@ def test_a_full_disk_at_the_end_loses_nothing(repository_copy: Path, tmp_path: P
     assert found["id"] == finish(whole, *command(whole))["id"]
 
 
+def test_two_processes_take_the_steps_of_one(repository_copy: Path, tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(repository_copy, tmp_path / "whole"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "personality"]
+    finished = subprocess.run(
+        [sys.executable, *launch, *command(repository_copy, "--json")],
+        cwd=repository_copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=200,
+    )
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)["data"]["vector"]  # one process tells, and only once
+    assert found["making"]["training"]["processes"] == 2
+    expected = finish(whole, *command(whole))
+    assert found["norm"] == pytest.approx(expected["norm"], rel=1e-4)
+    losses = [
+        [json.loads(line)["loss"] for line in log_of(root).splitlines() if '"event": "step"' in line]
+        for root in (repository_copy, whole)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) > 5
+
+
+def test_a_sharded_launch_is_refused(repository_copy: Path, persona: Persona, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, _, err = persona(*command(repository_copy), cwd=repository_copy)
+    assert code == 2 and "sharded model" in err
+
+
 def test_a_run_is_one_commands_work(repository_copy: Path) -> None:
     running = process(repository_copy, *command(repository_copy, "--examples", "200"))
     wait_for_step(repository_copy, 2)
@@ -388,8 +417,8 @@ def test_a_damaged_record_of_a_run_blocks_nothing(repository_copy: Path, persona
 
 def test_a_placebo_that_diverges_costs_nothing(repository_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from personality.making import arm
-    from personality.vectors.training.directions import random_directions
     from personality.making.training_job import AvoidOptions
+    from personality.vectors.training.directions import random_directions
 
     vector = Repository(repository_copy).manifests()[0]
 
@@ -433,3 +462,22 @@ def test_trained_says_what_it_is(repository_copy: Path) -> None:
     assert record.preflight["verdict"] in ("go", "go with changes")
     assert {"nll before", "nll after", "kl"} == set(record.health)
     assert any("checkup" in entry for entry in record.guard)
+
+
+@pytest.mark.parametrize("mistake", [["--only", "nonsense"], ["--layers", "99"], ["--tensorboard", "/proc/board"]])
+def test_a_mistake_leaves_no_unfinished_run(mistake: list[str], repository_copy: Path, persona: Persona) -> None:
+    code, _, err = persona(*command(repository_copy, *mistake), cwd=repository_copy)
+    assert code in (1, 2) and "Traceback" not in err
+    assert not unfinished_runs(Repository(repository_copy))
+    assert "--resume" not in persona("status", cwd=repository_copy)[2]
+
+
+def test_show_tells_what_train_told(repository_copy: Path, persona: Persona) -> None:
+    code, told, err = persona(*command(repository_copy, "--probe-rows", "4"), cwd=repository_copy)
+    assert code == 0, err
+    code, shown, _ = persona("show", "warm@1", cwd=repository_copy)
+    assert code == 0
+    for line in (line.strip() for line in told.splitlines()):
+        if line.startswith(("verdict", "held-out", "preflight", "warm.warm")):
+            assert line in " ".join(shown.split("\n")) or line in shown
+    assert "verdict:" in shown and "preflight:" in shown

@@ -115,7 +115,7 @@ def read_examples(path: Path, *, need_rejected: bool) -> list[Example]:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise NotFoundError(f"no data file at {path}", "give a JSONL file with `--data FILE`") from error
+        raise NotFoundError(f"no data file at {path}", "check the path: a JSONL file, one object a line") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from error
     examples: list[Example] = []
