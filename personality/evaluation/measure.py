@@ -15,8 +15,6 @@ from personality.manifests.evaluation import ProbeResult
 from personality.vectors.training import tokens
 from personality.vectors.training.examples import Message, Role
 
-_ANY_LENGTH = 1 << 30
-
 
 def measure(
     model: Any,
@@ -74,7 +72,9 @@ def _margins(model: Any, tokenizer: Any, probe: Probe) -> list[float]:
 
 
 def _span(tokenizer: Any, row: Row, reply: tuple[Turn, ...], where: str) -> Span:
-    encoded = tokens.encode(tokenizer, _messages(row.prompt, where), _messages(reply, where), _ANY_LENGTH, where=where)
+    encoded = tokens.encode(
+        tokenizer, _messages(row.prompt, where), _messages(reply, where), tokens.ANY_LENGTH, where=where
+    )
     return Span(encoded.ids, encoded.start, encoded.stop)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from personality.evaluation.scores import Chat, encode, fallen_apart, prompt_text
+from personality.vectors.training.batches import padded
+from personality.vectors.training.tokens import pad_id
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -42,19 +44,13 @@ def replies(
     torch.manual_seed(seed)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
-        width = max(len(encoded[i]) for i in batch)
-        # Left padding: the reply must follow its prompt directly.
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):
-            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            mask[row, width - len(encoded[i]) :] = 1
+        ids, mask = padded([encoded[i] for i in batch], 0, left=True)  # the reply must follow its prompt directly
         try:
             generated = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,
-                pad_token_id=_padding(tokenizer),
+                pad_token_id=pad_id(tokenizer),
                 **sampling,
             )
         except RuntimeError as error:
@@ -62,9 +58,5 @@ def replies(
                 raise
             raise fallen_apart() from error
         for row, i in enumerate(batch):
-            answers[i] = str(tokenizer.decode(generated[row, width:], skip_special_tokens=True)).strip()
+            answers[i] = str(tokenizer.decode(generated[row, ids.shape[1] :], skip_special_tokens=True)).strip()
     return answers
-
-
-def _padding(tokenizer: Any) -> int:
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)

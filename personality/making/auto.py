@@ -240,16 +240,12 @@ def _fresh(repository: Repository, job: TrainingJob) -> int:
 
 
 def _settings(settings: TrainSettings, plan: _Plan, parameters: int) -> TrainSettings:
-    """The settings of a round; a second phase's rate goes up and down with the first's."""
-    objectives = phases_of(settings.method)
-    values: dict[str, Any] = {"lr": plan.rate, "general_ratio": plan.general_ratio}
-    if len(objectives) > 1:
-        share = plan.rate / settings.rate_of(objectives[0], parameters)
-        values["dpo_lr"] = float(f"{settings.rate_of(objectives[1], parameters) * share:.3g}")
+    """The settings of a round."""
+    values: dict[str, Any] = {"general_ratio": plan.general_ratio}
     if plan.general_ratio > settings.general_ratio:
         least = math.ceil(1 + 1 / plan.general_ratio - 1e-9)  # room for both kinds in every batch
         values["batch_size"] = max(settings.batch_size, least)
-    return settings.model_copy(update=values)
+    return settings.at_rate(plan.rate, parameters).model_copy(update=values)
 
 
 def _parameters(repository: Repository) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from personality.manifests.errors import DataError
-from personality.vectors.training.batches import BatchItem, collate
+from personality.vectors.training.batches import BatchItem, collate, padded
 from personality.vectors.training.examples import Example
 from personality.vectors.training.guard import Checkup
 from personality.vectors.training.response import keeps_logits, response_logits
-from personality.vectors.training.tokens import Encoded, EncodedExample, Tokenizer, encode
+from personality.vectors.training.tokens import Encoded, EncodedExample, Tokenizer, encode, pad_id
 
 _GRAM = 4
 _BATCH_LOGITS = 1 << 26
@@ -61,7 +61,7 @@ class Checkups:
         max_length: int = 2048,
     ) -> None:
         self._eos = _end_ids(model, tokenizer)
-        self._pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self._pad = pad_id(tokenizer)
         self._new_tokens = new_tokens
         self._texts = _within(_encoded(tokenizer, examples, max_length), tokens)
         self._heads = [item.ids[: item.start] for item in _encoded(tokenizer, prompts, max_length)]
@@ -119,12 +119,7 @@ class Checkups:
     def _repetition(self, model: Any) -> float:
         """seq-rep-4 of greedy replies; 0 for replies too short to have a 4-gram."""
         device = next(model.parameters()).device
-        width = max(len(head) for head in self._heads)
-        ids = torch.full((len(self._heads), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, head in enumerate(self._heads):  # left padding: the reply must follow its prompt directly
-            ids[row, width - len(head) :] = torch.tensor(head)
-            mask[row, width - len(head) :] = 1
+        ids, mask = padded(self._heads, self._pad, left=True)  # the reply must follow its prompt directly
         replies = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -132,7 +127,7 @@ class Checkups:
             do_sample=False,
             pad_token_id=self._pad,
             use_cache=True,
-        )[:, width:].tolist()
+        )[:, ids.shape[1] :].tolist()
         return sum(repeated_grams(_until(reply, self._eos)) for reply in replies) / len(replies)
 
 

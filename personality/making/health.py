@@ -10,9 +10,7 @@ from personality.evaluation.intervals import mean
 from personality.evaluation.scores import Span, log_probs
 from personality.manifests.evaluation import Figure
 from personality.vectors.training.examples import Example
-from personality.vectors.training.tokens import encode
-
-_ANY_LENGTH = 1 << 30
+from personality.vectors.training.tokens import ANY_LENGTH, encode
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def measure_health(model: Any, tokenizer: Any, held_out: Sequence[Example], kl: 
     """
     if not held_out:
         return None
-    encoded = [encode(tokenizer, item.prompt, item.chosen, _ANY_LENGTH, where=item.where) for item in held_out]
+    encoded = [encode(tokenizer, item.prompt, item.chosen, ANY_LENGTH, where=item.where) for item in held_out]
     spans = [Span(item.ids, item.start, item.stop) for item in encoded]
     scores = log_probs(model, spans)
     per_example = tuple(-score / (span.stop - span.start) for score, span in zip(scores, spans, strict=True))

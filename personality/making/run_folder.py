@@ -70,19 +70,14 @@ class RunFolder:
         except PersonaError:
             return None
 
-    def begin(self, job: TrainingJob) -> bool:
-        """Make the folder, or go on with an unfinished run in it.
-
-        Returns:
-            True when there is something to go on with.
-        """
+    def begin(self, job: TrainingJob) -> None:
+        """Make the folder; an unfinished run in it stays as it is."""
         if self.unfinished:
-            return True
+            return
         self.discard()
         self.log.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_bytes(self.path / _JOB, job.to_bytes())
-        return False
 
     def finish(self, vector: str) -> None:
         """Keep job and log, and drop everything else.

@@ -246,19 +246,12 @@ def _data(repository: Repository, job: TrainingJob, count: int) -> TrainingData:
 
 
 def _grid_settings(settings: TrainSettings, rates: Sequence[float] | None, parameters: int) -> list[TrainSettings]:
-    """The settings of each rate, ascending; a second phase's rate goes up and down with the first's."""
-    objectives = phases_of(settings.method)
-    usual = settings.rate_of(objectives[0], parameters)
+    """The settings of each rate, ascending."""
+    usual = settings.rate_of(phases_of(settings.method)[0], parameters)
     chosen = rates if rates is not None else [float(f"{usual * factor:.3g}") for factor in FACTORS]
     if not chosen or not all(0 < rate < 1 for rate in chosen):
         raise UsageError(f"learning rates must lie between 0 and 1, not {list(chosen)}", "such as `--rates 1e-5,2e-5`")
-    found = []
-    for rate in sorted(set(chosen)):
-        values: dict[str, Any] = {"lr": rate}
-        if len(objectives) > 1:
-            values["dpo_lr"] = float(f"{settings.rate_of(objectives[1], parameters) * rate / usual:.3g}")
-        found.append(settings.model_copy(update=values))
-    return found
+    return [settings.at_rate(rate, parameters) for rate in sorted(set(chosen))]
 
 
 def _key(

@@ -82,8 +82,8 @@ def train_behavior(
 ) -> Trained:
     """Train a behavior on the repository's base and store what changed as a vector.
 
-    The lock is held only while the result is stored. An interruption before that leaves the repository as it was, and a
-    run that an equal job goes on with.
+    The repository's lock is held only while the result is stored, the run's own all the time. An interruption before
+    that leaves the repository as it was, and a run that an equal job goes on with.
 
     Args:
         repository: where.

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from personality.manifests.errors import PersonaError
-from personality.vectors.training.batches import BatchItem, collate
+from personality.vectors.training.batches import BatchItem, collate, padded
 from personality.vectors.training.response import keeps_logits, response_log_probs
-from personality.vectors.training.tokens import Encoded, EncodedExample
+from personality.vectors.training.tokens import Encoded, EncodedExample, pad_id
 
 Array = np.ndarray
 _BATCH_TOKENS = 4096  # larger batches were slower on CPUs
@@ -73,14 +73,9 @@ def own_replies(
     special = set(tokenizer.all_special_ids)
     # Replies end where those of the data do, also when the base's own configuration names another token.
     ends = {item.ids[item.stop - 1] for item in dialogues} & special | {tokenizer.eos_token_id} - {None}
-    pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+    pad = pad_id(tokenizer)
     heads = [item.ids[: item.start] for item in dialogues]
-    width = max(map(len, heads))
-    ids = torch.full((len(heads), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, head in enumerate(heads):  # left padding: the reply must follow its prompt directly
-        ids[row, width - len(head) :] = torch.tensor(head)
-        mask[row, width - len(head) :] = 1
+    ids, mask = padded(heads, pad, left=True)  # the reply must follow its prompt directly
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # All said aloud: many bases' generation settings would make the replies likelier than their own.
@@ -96,7 +91,7 @@ def own_replies(
             eos_token_id=sorted(ends) or None,
             pad_token_id=pad,
             use_cache=True,
-        )[:, width:].tolist()
+        )[:, ids.shape[1] :].tolist()
     replies = []
     for head, reply in zip(heads, generated, strict=True):
         stop = next((i + 1 for i, token in enumerate(reply) if token in ends), len(reply))

@@ -20,9 +20,8 @@ from personality.preflight.style import common_opening, compare_styles
 from personality.preflight.text_checks import check_texts
 from personality.vectors.training.examples import Example, count_sides
 from personality.vectors.training.settings import TrainSettings
-from personality.vectors.training.tokens import encode
+from personality.vectors.training.tokens import ANY_LENGTH, encode
 
-_ANY_LENGTH = 1 << 30
 _STYLE_GAP = 0.8  # from here on a standardized difference is called large (Cohen 1988)
 
 
@@ -99,10 +98,10 @@ def run_preflight(
 
 def _dialogue(tokenizer: Any, example: Example, name: str) -> Dialogue:
     where = example.where or name
-    chosen = encode(tokenizer, example.prompt, example.chosen, _ANY_LENGTH, where=where)
+    chosen = encode(tokenizer, example.prompt, example.chosen, ANY_LENGTH, where=where)
     rejected = None
     if example.rejected is not None:
-        rejected = encode(tokenizer, example.prompt, example.rejected, _ANY_LENGTH, where=where)
+        rejected = encode(tokenizer, example.prompt, example.rejected, ANY_LENGTH, where=where)
     return Dialogue(example, chosen, rejected)
 
 

@@ -147,6 +147,28 @@ def gather_batches(
     ]
 
 
+def padded(rows: Sequence[Sequence[int]], pad_id: int, *, least: int = 0, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Token ids of different lengths as one block.
+
+    Args:
+        rows: token ids, at least one row.
+        pad_id: any token id; it is masked.
+        least: width that the block has in any case.
+        left: pad on the left, where what follows must follow directly.
+
+    Returns:
+        ids and mask, int64 (rows, width).
+    """
+    width = max(least, *(len(row) for row in rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.int64)
+        mask[number, place] = 1
+    return ids, mask
+
+
 def collate(item: BatchItem, pad_id: int) -> dict[str, Tensor]:
     """Make tensors of a batch: all answers to learn first, then the rejected ones, in one padded block.
 
@@ -165,13 +187,9 @@ def collate(item: BatchItem, pad_id: int) -> dict[str, Tensor]:
     rows: list[Encoded] = [example.chosen for example in (*item.behavior, *item.general)]
     rejected = [example.rejected for example in item.behavior if example.rejected is not None]
     rows += rejected
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-    attention = torch.zeros(len(rows), longest, dtype=torch.int64)
-    response = torch.zeros(len(rows), longest, dtype=torch.bool)
+    ids, attention = padded([row.ids for row in rows], pad_id)
+    response = torch.zeros(ids.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.int64)
-        attention[i, : len(row.ids)] = 1
         response[i, row.start : row.stop] = True
     return {
         "input_ids": ids,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from personality.manifests.errors import UsageError
-from personality.vectors.training.batches import BatchItem
+from personality.vectors.training.batches import BatchItem, padded
 from personality.vectors.training.frozen_cache import FrozenCache
 from personality.vectors.training.objectives import token_log_probs
 from personality.vectors.training.tokens import Encoded, EncodedExample
@@ -50,9 +50,9 @@ def collate_frozen(item: BatchItem, pad_id: int) -> dict[str, Tensor]:
     contexts: dict[tuple[int, ...], int] = {}
     places = [contexts.setdefault(row.ids[: row.start - 1], len(contexts)) for row in rows]
     blocks = [row.ids[row.start - 1 : row.stop] for row in rows]
-    context_ids, context_mask = _pad(list(contexts), _LEAST_WIDTH, pad_id, left=True)
+    context_ids, context_mask = padded(list(contexts), pad_id, least=_LEAST_WIDTH, left=True)
     # The last column is only ever a target, so the model sees one less.
-    input_ids, attention_mask = _pad(blocks, _LEAST_WIDTH + 1, pad_id, left=False)
+    input_ids, attention_mask = padded(blocks, pad_id, least=_LEAST_WIDTH + 1)
     response_mask = attention_mask.bool()
     response_mask[:, 0] = False
     return {
@@ -152,18 +152,6 @@ def check_frozen_context(model: nn.Module, pad_id: int) -> None:
             "from those of a full pass",
             "train with `--context full`",
         )
-
-
-def _pad(rows: list[tuple[int, ...]], least: int, pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, int64 (rows, longest or `least`)."""
-    width = max(least, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, place] = torch.tensor(row, dtype=torch.int64)
-        mask[index, place] = 1
-    return ids, mask
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -24,7 +24,7 @@ from personality.vectors.training.presets import PRESETS, Objective, phases_of
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.step_report import StepReport
-from personality.vectors.training.tokens import Tokenizer, encode_examples
+from personality.vectors.training.tokens import Tokenizer, encode_examples, pad_id
 from personality.vectors.training.trainable import trainable
 from personality.vectors.training.trainer import BehaviorTrainer
 from personality.vectors.training.watch import DivergedError, Watch
@@ -168,7 +168,7 @@ def fine_tune(
     trainer: BehaviorTrainer | None = None
     with trainable(model, settings) as names:
         if settings.context == "frozen":
-            check_frozen_context(model, _pad_id(tokenizer))
+            check_frozen_context(model, pad_id(tokenizer))
         avoidance = callbacks.avoid(model) if callbacks.avoid is not None else None
         for number, phase in enumerate(phases, start=1):
             plan = plan_batches(
@@ -192,7 +192,7 @@ def fine_tune(
                 phase.objective,
                 settings,
                 rate=phase.rate,
-                pad_id=_pad_id(tokenizer),
+                pad_id=pad_id(tokenizer),
                 folder=folder,
                 watch=_watch(callbacks, phase.objective, guard, avoidance),
             )
@@ -342,11 +342,3 @@ def _watch(callbacks: Callbacks, phase: Objective, guard: CollapseGuard | None, 
 def _kept_step(folder: Path) -> int:
     good = newest(folder)
     return step_of(good) if good is not None else 0
-
-
-def _pad_id(tokenizer: Tokenizer) -> int:
-    """Any id serves, padding is masked everywhere."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0

@@ -153,6 +153,20 @@ class TrainSettings(BaseModel):
         given = self.dpo_lr if self.method == "sft-dpo" and objective == "dpo" else self.lr
         return given or default_learning_rate(objective, parameters, lora=self.lora_rank is not None)
 
+    def at_rate(self, rate: float, parameters: int) -> TrainSettings:
+        """The same settings at another peak rate; a second phase's rate goes up and down with the first's.
+
+        Args:
+            rate: of the first phase.
+            parameters: number of the model's parameters.
+        """
+        first, *second = phases_of(self.method)
+        values: dict[str, Any] = {"lr": rate}
+        if second:
+            factor = rate / self.rate_of(first, parameters)
+            values["dpo_lr"] = float(f"{self.rate_of(second[0], parameters) * factor:.3g}")
+        return self.model_copy(update=values)
+
     @property
     def effective_rank(self) -> int:
         """Rank that the optimizer gets: 1 for Apollo-Mini."""

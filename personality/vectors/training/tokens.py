@@ -11,6 +11,14 @@ from personality.vectors.training.examples import Example, Message, Text
 
 Tokenizer = Any  # transformers ships no type for "any fast or slow tokenizer"
 
+ANY_LENGTH = 1 << 30
+"""For texts that are only scored: no limit."""
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """A token id for padding; any serves, since padding is masked everywhere."""
+    return next((int(token) for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
 
 @dataclass(frozen=True)
 class Encoded:
