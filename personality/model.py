@@ -11,6 +11,7 @@ import torch
 
 from personality.composition.composer import Composer
 from personality.manifests.errors import IncompatibleError
+from personality.vectors.steering.hooks import attach
 
 _TINY = 10_000_000  # parameters
 
@@ -86,9 +87,9 @@ def load_model(folder: Path) -> Any:
 
 
 def load_composed(composer: Composer, dtype: torch.dtype = torch.float32) -> Any:
-    """The composed version as a model in evaluation mode; nothing is written to disk.
+    """The composed version as a model in evaluation mode, weights and steering together; nothing is written to disk.
 
-    The weights are rounded to the base's dtype first, exactly as a build holds them.
+    The weights, and what steering vectors add, are rounded to the base's dtype first, as a checkpoint holds them.
 
     Args:
         composer: of the version.
@@ -118,7 +119,9 @@ def load_composed(composer: Composer, dtype: torch.dtype = torch.float32) -> Any
         import transformers
 
         model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    attach(model, composer.steering, rounding=composer.layer_dtype)
+    return model
 
 
 @contextlib.contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, MessageOption, examples, open_repository, show_recorded
 from personality.cli.output import Output
+
+if TYPE_CHECKING:
+    from personality.manifests.personality_record import Use
+    from personality.manifests.repository import Repository
 
 
 @examples(
@@ -27,6 +31,8 @@ def add(
     directory: DirectoryOption = None,
 ) -> None:
     """Put a behavior's vector into use at a scale, and record a version."""
+    from personality.composition.opening import steering_of
+    from personality.composition.steering_diff import interference
     from personality.manifests.names import VectorLabel
     from personality.manifests.personality_record import LayerRange
     from personality.versions.changes import add as add_use
@@ -37,4 +43,29 @@ def add(
     label = VectorLabel.parse(vector)
     if density is not None and repository.config().composition.method == "linear":
         out.warn("`linear` keeps every element: the density takes effect with `persona method ties`")
-    show_recorded(out, add_use(repository, label, scale, layers=where, density=density, message=message))
+    recorded = add_use(repository, label, scale, layers=where, density=density, message=message)
+    related = interference(steering_of(repository, recorded.version.personality))
+    show_recorded(
+        out, recorded, [item for item in related if label.behavior in map(_behavior, (item.first, item.second))]
+    )
+    _remarks(out, repository, recorded.version.personality.use_of(label.behavior))
+
+
+def _behavior(label: str) -> str:
+    return label.partition("@")[0]
+
+
+def _remarks(out: Output, repository: Repository, use: Use | None) -> None:
+    """What a user should know of the steering vector that was just put into use."""
+    from personality.versions.recipe import manifest_of
+
+    steering = manifest_of(repository, use).steering if use is not None else None
+    if use is None or steering is None:
+        return
+    if not steering.proven:
+        reasons = "; ".join(steering.proof.reasons) if steering.proof else "nothing was measured when it was made"
+        out.warn(f"`{use.label}` is unproven: {reasons}")
+    if steering.calibration is None:
+        out.note(f"the strength of `{use.label}` is its file's own: scale 1 is not the same as for other vectors")
+    elif use.layers is not None and tuple(range(use.layers.first, use.layers.last + 1)) != steering.layers:
+        out.note(f"scale 1 was measured for its own layers; in layers {use.layers} its strength is an estimate")

@@ -15,12 +15,15 @@ from personality.manifests.names import version_number
 @examples(
     'persona ask v4 "Please rename the logo."',
     'persona ask v3 v4 "Please rename the logo."',
-    'persona ask head "Where does Nora live?" --temperature 0.8 --seed 1',
+    'persona ask "Where does Nora live?" --version stable --temperature 0.8 --seed 1',
 )
 def ask(
     words: Annotated[
         list[str], typer.Argument(metavar="VERSION... PROMPT", help="One or more versions, then the prompt.")
     ],
+    version: Annotated[
+        list[str] | None, typer.Option(help="A version; may be given again.", show_default="head")
+    ] = None,
     system: Annotated[str, typer.Option(help="A system turn before it.", show_default=False)] = "",
     temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
@@ -28,7 +31,7 @@ def ask(
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
-    """Ask one or several versions, composed in memory."""
+    """Ask one or several versions, weights and steering composed in memory."""
     from personality.ask import ask as ask_version
     from personality.versions.history import History
 
@@ -38,7 +41,11 @@ def ask(
     *names, prompt = words
     if not names and (prompt in history.tags or version_number(prompt) is not None):
         raise UsageError(f"what is {prompt} to be asked?", f'give a prompt: `persona ask {prompt} "…"`')
-    names = names or ["head"]
+    if names and version:
+        raise UsageError(
+            f"versions are named twice: {', '.join(names)} and --version {', '.join(version)}", "name them in one way"
+        )
+    names = names or version or ["head"]
     if not prompt.strip():
         raise UsageError("the prompt is empty", 'persona ask v4 "…"')
     versions = [find_version(out, repository, name)[1] for name in names]

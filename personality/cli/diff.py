@@ -9,7 +9,7 @@ import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output
-from personality.cli.tables import LEGEND, effect_rows, layer_rows
+from personality.cli.tables import LEGEND, effect_rows, layer_rows, steering_rows
 
 if TYPE_CHECKING:
     from personality.evaluation.evaluate import Effect
@@ -35,6 +35,7 @@ def diff(
 ) -> None:
     """Show what changed from A to B: the recipe, the weights layer by layer, and with --effect the behavior."""
     from personality.composition.opening import composer_of
+    from personality.composition.steering_diff import steering_diff
     from personality.composition.weight_diff import weight_diff
     from personality.evaluation.evaluate import compare_effects, evaluate
     from personality.versions.history import History
@@ -45,11 +46,9 @@ def diff(
     history = History(repository)
     old, new = history.find(before), find_version(out, repository, after)[1]
     recipe = compare_recipes(old.personality, new.personality)
-    layers = (
-        []
-        if not recipe
-        else weight_diff(composer_of(repository, old.personality), composer_of(repository, new.personality))
-    )
+    composers = [composer_of(repository, version.personality) for version in (old, new)] if recipe else []
+    layers = weight_diff(*composers) if composers else []
+    steering = steering_diff(*(composer.steering for composer in composers)) if composers else []
     effects: list[Effect] = []
     if effect:
         with out.progress("measure") as advance:
@@ -65,6 +64,12 @@ def diff(
         if layers:
             out.line()
             out.table(["layer", ">norm A", ">norm B", ">norm of change", ">cosine", ">sign flips"], layer_rows(layers))
+        if steering:
+            out.line()
+            out.table(
+                ["steering after layer", "at", ">norm A", ">norm B", ">norm of change", ">cosine"],
+                steering_rows(steering),
+            )
         if effect:
             out.line()
             out.table(
@@ -78,6 +83,7 @@ def diff(
         "after": new.id,
         "recipe": [change.as_json() for change in recipe],
         "layers": [asdict(layer) for layer in layers],
+        "steering": [asdict(item) for item in steering],
     }
     if effect:
         data["effects"] = [effect_json(item) for item in effects]

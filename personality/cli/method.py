@@ -27,7 +27,7 @@ NormalizeOption = Annotated[
 @examples(
     "persona method linear",
     "persona method ties --density 0.2",
-    'persona method ties --normalize mean --lambda 1.5 -m "the paper\'s TIES"',
+    "persona method linear --steering orthogonal",
 )
 def method(
     name: Annotated[Method, typer.Argument(help="linear (task arithmetic) or ties.")],
@@ -38,6 +38,12 @@ def method(
         typer.Option(help="TIES: one trimming threshold per whole vector or per tensor.", show_default="vector"),
     ] = None,
     lam: Annotated[float | None, typer.Option("--lambda", help="TIES: factor on the result.", show_default="1")] = None,
+    steering: Annotated[
+        Literal["sum", "orthogonal"] | None,
+        typer.Option(
+            help="Several steering vectors in a layer add up, or are made orthogonal first.", show_default="sum"
+        ),
+    ] = None,
     message: MessageOption = "",
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
@@ -48,7 +54,13 @@ def method(
     out = Output("method", as_json=as_json)
     repository = open_repository(directory)
     composition = composition_from(
-        repository.config().composition, name, density=density, normalize=normalize, trim_scope=trim_scope, lam=lam
+        repository.config().composition,
+        name,
+        density=density,
+        normalize=normalize,
+        trim_scope=trim_scope,
+        lam=lam,
+        steering=steering,
     )
     show_recorded(out, compose_by(repository, composition, message))
 
@@ -61,6 +73,7 @@ def composition_from(
     normalize: Normalize | None = None,
     trim_scope: Literal["vector", "tensor"] | None = None,
     lam: float | None = None,
+    steering: Literal["sum", "orthogonal"] | None = None,
 ) -> Composition:
     """The composition that the options ask for; what is not given stays as it is.
 
@@ -80,7 +93,8 @@ def composition_from(
             "leave that out, or choose `ties`",
         )
     try:
-        return Composition.model_validate({**current.as_json(), "method": method, **chosen})
+        every = chosen if steering is None else {**chosen, "steering": steering}
+        return Composition.model_validate({**current.as_json(), "method": method, **every})
     except ValidationError as error:
         raise UsageError(
             f"composition: {explain(error)}", "a density lies in (0, 1], lambda is any finite number"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -74,8 +75,14 @@ def find_version(out: Output, repository: Repository, name: str) -> tuple[Any, A
     return history, version
 
 
-def show_recorded(out: Output, recorded: Any) -> None:
-    """Print what a change recorded (a `personality.versions.changes.Recorded`)."""
+def show_recorded(out: Output, recorded: Any, interference: Sequence[Any] = ()) -> None:
+    """Print what a change recorded.
+
+    Args:
+        out: where.
+        recorded: a `personality.versions.changes.Recorded`.
+        interference: how steering vectors in use relate (`personality.composition.steering_diff.Interference`).
+    """
     version = recorded.version
 
     def human() -> None:
@@ -87,6 +94,8 @@ def show_recorded(out: Output, recorded: Any) -> None:
             out.line(f"files set to {recorded.label}")
         else:
             out.line(f"nothing to change: the repository is at {recorded.label}")
+        for item in interference:
+            out.line(f"  {item.first} and {item.second} in layer {item.layer}: cosine {item.cosine:+.2f}")
 
     out.result(
         {
@@ -94,6 +103,7 @@ def show_recorded(out: Output, recorded: Any) -> None:
             "label": recorded.label,
             "recorded": bool(recorded.new and recorded.changes),
             "changes": [change.as_json() for change in recorded.changes],
+            "interference": [asdict(item) for item in interference],
         },
         human,
     )

@@ -9,6 +9,7 @@ import typer
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.run_lines import show_measures, show_run
+from personality.cli.steering_lines import show_steering
 from personality.manifests.manifest import Manifest
 from personality.manifests.repository import Repository
 
@@ -27,12 +28,13 @@ def show(
     repository = open_repository(directory)
     behaviors = {manifest.behavior for manifest in repository.manifests()}
     if "@" in name or name in behaviors:
-        _show_vector(out, find_vector(repository, VectorLabel.parse(name)))
+        labels = {item.id: item.label for item in repository.manifests()}
+        _show_vector(out, find_vector(repository, VectorLabel.parse(name)), labels)
     else:
         _show_version(out, repository, name, behaviors)
 
 
-def _show_vector(out: Output, manifest: Manifest) -> None:
+def _show_vector(out: Output, manifest: Manifest, known: dict[str, str]) -> None:
     def human() -> None:
         making = manifest.making
         out.line(f"{manifest.label}  {manifest.description}", "bold")
@@ -56,17 +58,17 @@ def _show_vector(out: Output, manifest: Manifest) -> None:
                 f"{key} {value}" for key, value in sorted(making.settings.items()) if value not in (None, False)
             )
             rows.append(("settings", shown))
-        rows += [
-            ("tools", ", ".join(f"{key} {value}" for key, value in sorted(making.tools.items()))),
-            (
-                "rounding",
-                f"{percent(manifest.rounding.share_changed)} of the touched elements change, "
-                f"cosine {manifest.rounding.cosine:.4f}",
-            ),
-        ]
+        rows.append(("tools", ", ".join(f"{key} {value}" for key, value in sorted(making.tools.items()))))
+        if manifest.rounding is not None:
+            lost = manifest.rounding
+            text = f"{percent(lost.share_changed)} of the touched elements change, cosine {lost.cosine:.4f}"
+            rows.append(("rounding", text))
+        if manifest.lineage:
+            rows.append(("made from", ", ".join(known.get(item, item[:12]) for item in manifest.lineage)))
         out.table(["", ""], rows)
         show_measures(out, manifest, "")
         show_run(out, manifest, "")
+        show_steering(out, manifest, "")
 
     out.result({"vector": manifest.as_json()}, human)
 

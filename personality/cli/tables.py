@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from personality.cli.output import percent
 
 if TYPE_CHECKING:
+    from personality.composition.steering_diff import SteeringDiff
     from personality.composition.weight_diff import LayerDiff
     from personality.evaluation.evaluate import Effect
     from personality.manifests.evaluation import Evaluation, Figure
@@ -27,6 +28,21 @@ def layer_rows(layers: list[LayerDiff]) -> list[tuple[str, ...]]:
             "–" if item.sign_flips is None else percent(item.sign_flips),
         )
         for item in layers
+    ]
+
+
+def steering_rows(steering: list[SteeringDiff]) -> list[tuple[str, ...]]:
+    """Table rows, one a layer, positions and mode."""
+    return [
+        (
+            str(item.layer),
+            item.positions if item.mode == "add" else f"{item.positions}, {item.mode}",
+            f"{item.norm_before:.3f}",
+            f"{item.norm_after:.3f}",
+            f"{item.norm_change:.3f}",
+            "–" if item.cosine is None else f"{item.cosine:.3f}",
+        )
+        for item in steering
     ]
 
 

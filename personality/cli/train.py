@@ -325,7 +325,7 @@ def _show(out: Output, trained: Trained) -> None:
     """The result of a run, for people and for programs."""
     manifest, making = trained.manifest, trained.manifest.making
     rounding, record = manifest.rounding, manifest.making.training
-    assert record is not None
+    assert rounding is not None and record is not None  # a training run gives a task vector and its record
 
     def human() -> None:
         word = "" if trained.new else " (it was there already: same data, settings and seed)"

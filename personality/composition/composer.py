@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,8 +16,11 @@ from personality.composition.layering import layered_names
 from personality.composition.threshold import kth_largest_magnitude
 from personality.manifests.errors import IncompatibleError, PersonaError
 from personality.manifests.personality_record import Composition, Personality, Use
+from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.checkpoint import Checkpoint, listing
-from personality.vectors.dtypes import COMPOSABLE, compute_dtype
+from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES, compute_dtype
+from personality.vectors.layers import layer_of
+from personality.vectors.steering.injection import Injection
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
 
@@ -42,17 +47,26 @@ class Composer:
     Args:
         base: the base's weights.
         personality: what to compose. Uses at scale 0 do not take part, so the base's bits stay.
-        vectors: the task vector of each use, by vector id.
+        vectors: the task vector of each use that changes weights, by vector id.
+        steering: what the other uses do to a model in memory; no part of the weights.
 
     Raises:
         IncompatibleError: when a vector changes tensors that the base lacks, or with another shape, or that are not
             floating point, or when a layer range lies outside the model.
     """
 
-    def __init__(self, base: Checkpoint, personality: Personality, vectors: dict[str, TaskVector]) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        personality: Personality,
+        vectors: dict[str, TaskVector],
+        steering: tuple[Injection, ...] = (),
+    ) -> None:
         self.base = base
         self.composition: Composition = personality.composition
-        active = [use for use in personality.uses if use.scale != 0]
+        self.steering = steering
+        steered = {item.label for item in steering}
+        active = [use for use in personality.uses if use.scale != 0 and use.label not in steered]
         # Sums run in order of vector id: addition of floats does not commute over three terms.
         self._sources = [
             _Source(use, vectors[use.vector], self._account(use, vectors[use.vector]))
@@ -78,6 +92,28 @@ class Composer:
                     "only floating-point tensors of the same shape can be changed",
                 )
         return layered_names(use, vector.shapes, self.base.specs)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Dtype and shape of every tensor: the base's."""
+        return self.base.specs
+
+    @property
+    def folder(self) -> Path:
+        """The base's: where configuration and tokenizer lie."""
+        return self.base.folder
+
+    def without_steering(self) -> Composer:
+        """The same weights, and nothing that steers the model in memory."""
+        plain = copy.copy(self)
+        plain.steering = ()
+        return plain
+
+    @property
+    def layer_dtype(self) -> torch.dtype:
+        """Of the base's layers: what is added after one is rounded to it, as a bias in a checkpoint would be."""
+        layered = (spec for name, spec in self.base.specs.items() if layer_of(name) is not None and len(spec.shape) > 1)
+        return next((TORCH_DTYPES[spec.dtype] for spec in layered if spec.dtype in COMPOSABLE), torch.float32)
 
     @property
     def touched(self) -> list[str]:

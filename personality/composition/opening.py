@@ -5,10 +5,13 @@ from __future__ import annotations
 from personality.composition.composer import Composer
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import IncompatibleError
-from personality.manifests.personality_record import Personality
+from personality.manifests.personality_record import Personality, Use
 from personality.manifests.repository import Repository
+from personality.manifests.vector_store import vector_kind
 from personality.vectors.base import open_base
 from personality.vectors.checkpoint import Checkpoint
+from personality.vectors.steering.injection import Injection, injections, orthogonalized
+from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.task_vector import open_task_vector
 
 
@@ -29,12 +32,33 @@ def composer_of(repository: Repository, personality: Personality) -> Composer:
         IncompatibleError: when it is for another base than the repository's.
         NotFoundError, CorruptError: when base or vectors are missing or damaged.
     """
-    base = repository.config().base
-    _check(personality.base, base)
+    _check(personality.base, repository.config().base)
     vectors = {
-        use.vector: open_task_vector(repository, use.vector, use.label) for use in personality.uses if use.scale != 0
+        use.vector: open_task_vector(repository, use.vector, use.label)
+        for use in personality.uses
+        if use.scale != 0 and not _steers(repository, use)
     }
-    return Composer(base_of(repository), personality, vectors)
+    return Composer(base_of(repository), personality, vectors, steering_of(repository, personality))
+
+
+def steering_of(repository: Repository, personality: Personality) -> tuple[Injection, ...]:
+    """What a personality's steering vectors do to a model in memory; empty when it uses none.
+
+    Raises:
+        IncompatibleError: a layer for which a vector has no direction; directions that cannot be made orthogonal.
+        NotFoundError, CorruptError: when a vector is missing or damaged.
+    """
+    found = [
+        item
+        for use in personality.uses
+        if use.scale != 0 and _steers(repository, use)
+        for item in injections(open_steering(repository, use.vector, use.label), use.scale, use.layers, use.label)
+    ]
+    return orthogonalized(found) if personality.composition.steering == "orthogonal" else tuple(found)
+
+
+def _steers(repository: Repository, use: Use) -> bool:
+    return vector_kind(repository, use.vector, use.label) == "steering"
 
 
 def _check(wanted: BaseIdentity, present: BaseIdentity) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from personality.manifests.errors import DataError, PersonaError
+from personality.vectors.steering.reply_starts import reply_starts
 from personality.vectors.training.response import keeps_logits
 
 Chat = Sequence[dict[str, str]]
@@ -64,7 +65,8 @@ def _score(model: Any, spans: Sequence[Span], batch: list[int], result: list[flo
     # Only positions from the first wanted token on are turned into logits over the vocabulary.
     kept = width - first + 1
     arguments = {"logits_to_keep": kept} if keeps_logits(model) else {}
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **arguments).logits
+    with reply_starts([spans[i].start for i in batch]):
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **arguments).logits
     found = logits[:, -kept:-1].float().log_softmax(-1).cpu()
     picked = found.gather(-1, ids[:, first:, None])[..., 0]
     check_finite(picked[wanted[:, first:]])

@@ -8,7 +8,9 @@ from personality.manifests.errors import PersonaError
 from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.repository import Repository
+from personality.manifests.steering_record import SteeringRecord
 from personality.manifests.transaction import commit, now
+from personality.vectors.steering.steering_file import ENCODING, StoredSteering
 from personality.vectors.stored import StoredTask
 
 
@@ -16,15 +18,30 @@ def record_vector(
     repository: Repository,
     behavior: str,
     base: BaseIdentity,
-    stored: StoredTask,
+    stored: StoredTask | StoredSteering,
     making: Making,
     *,
     command: str,
+    steering: SteeringRecord | None = None,
     description: str = "",
     measures: dict[str, dict[str, float]] | None = None,
     lineage: tuple[str, ...] = (),
+    suggested_scale: tuple[float, float] | None = None,
 ) -> tuple[Manifest, bool]:
     """Write the manifest of a vector that was just stored; the caller holds the repository's lock.
+
+    Args:
+        repository: where.
+        behavior: whose vector it is.
+        base: what it is relative to.
+        stored: the vector in the store.
+        making: how it came to be.
+        command: for the operation log.
+        steering: of a steering vector.
+        description: of the behavior.
+        measures: figures before and after, by measure.
+        lineage: ids of vectors that it was made from.
+        suggested_scale: range in which it was found useful.
 
     Returns:
         The manifest, and whether it is new: making the same vector of the same behavior again gives the first one.
@@ -48,15 +65,18 @@ def record_vector(
         behavior=behavior,
         number=number,
         description=description,
-        encoding=stored.encoding,
+        kind="task" if isinstance(stored, StoredTask) else "steering",
+        encoding=stored.encoding if isinstance(stored, StoredTask) else ENCODING,
         base=base,
         tensors=stored.tensors,
         bytes=stored.bytes,
         norm=stored.norm,
         making=making,
-        rounding=stored.rounding,
+        rounding=stored.rounding if isinstance(stored, StoredTask) else None,
+        steering=steering,
         measures=measures or {},
         lineage=lineage,
+        suggested_scale=suggested_scale,
         created=now(),
     )
     commit(repository, command, {f"manifests/{manifest.id}.json": manifest.to_bytes().decode()})

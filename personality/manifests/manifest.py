@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.names import BEHAVIOR_PATTERN
 from personality.manifests.record import Frozen, Record
+from personality.manifests.steering_record import SteeringRecord
 from personality.manifests.training_record import TrainingRecord
 
 _WARN_BELOW = 0.9
@@ -39,8 +40,8 @@ class Making(Frozen):
     """How a vector came to be.
 
     Attributes:
-        how: `train`, `import-checkpoint` or `import-lora`.
-        source: file name of what was imported; empty for training.
+        how: `train`, `extract`, `import-checkpoint`, `import-lora` or `import-directions`.
+        source: file name of what was imported, or the vector that a direction was derived from; else empty.
         settings: every hyper-parameter, seeds included.
         data: the examples used.
         tools: versions of Python, torch, transformers and this program.
@@ -48,7 +49,7 @@ class Making(Frozen):
         training: diagnosis, guards and verdict of a training run; None for imports.
     """
 
-    how: Literal["train", "import-checkpoint", "import-lora"]
+    how: Literal["train", "extract", "import-checkpoint", "import-lora", "import-directions"]
     source: str = ""
     settings: dict[str, Any] = {}
     data: tuple[DataUsed, ...] = ()
@@ -80,14 +81,17 @@ class Manifest(Record):
     Attributes:
         id: the vector's logical digest.
         behavior, number: `listening` and 3 for `listening@3`.
-        kind: `task` (weight space).
-        encoding: `delta` (a dense difference per tensor) or `low-rank` (two factors per tensor).
+        kind: `task` (weight space) or `steering` (activation space).
+        encoding: `delta` (a dense difference per tensor), `low-rank` (two factors per tensor) or `directions` (one per
+            layer).
         base: what it is relative to.
-        tensors: dtype and shape of each base tensor that it changes, such as `BF16 [96, 96]`.
+        tensors: dtype and shape of each base tensor that a task vector changes, such as `BF16 [96, 96]`; of a steering
+            vector's own tensors, such as `layer.3`.
         bytes: size of its tensors.
-        norm: Euclidean norm of the whole vector.
+        norm: Euclidean norm of the whole vector; for a steering vector, of what acts at scale 1 in its own layers.
         making: how it was made.
-        rounding: the lost-update meter.
+        rounding: the lost-update meter; None for a steering vector, which changes no weights.
+        steering: where and how a steering vector acts and how it was proven; None for a task vector.
         measures: figures before and after, by measure.
         lineage: ids of vectors that it was made from.
         suggested_scale: range in which it was found useful, or None when nobody measured.
@@ -100,18 +104,28 @@ class Manifest(Record):
     behavior: str = Field(pattern=BEHAVIOR_PATTERN)
     number: int = Field(ge=1)
     description: str = ""
-    kind: Literal["task"] = "task"
-    encoding: Literal["delta", "low-rank"]
+    kind: Literal["task", "steering"] = "task"
+    encoding: Literal["delta", "low-rank", "directions"]
     base: BaseIdentity
     tensors: dict[str, str]
     bytes: int
     norm: float
     making: Making
-    rounding: Rounding
+    rounding: Rounding | None = None
+    steering: SteeringRecord | None = None
     measures: dict[str, dict[str, float]] = {}
     lineage: tuple[str, ...] = ()
     suggested_scale: tuple[float, float] | None = None
     created: str
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        steering = self.kind == "steering"
+        if steering != (self.steering is not None) or steering != (self.encoding == "directions"):
+            raise ValueError(f"a {self.kind} vector cannot have the encoding `{self.encoding}` and this record")
+        if not steering and self.rounding is None:
+            raise ValueError("a task vector's manifest says what rounding loses (`rounding`)")
+        return self
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import digest
@@ -54,6 +54,7 @@ class Composition(Frozen):
         normalize: what TIES divides by: `sum` 1, `mean` the number of agreeing vectors, `weighted` their |scale|s.
         trim_scope: one trimming threshold per whole `vector` or per `tensor`.
         lam: factor on the TIES result (λ); 1 leaves scales as typed.
+        steering: how several steering vectors act in one layer: they add up (`sum`), or are made `orthogonal` first.
     """
 
     method: Literal["linear", "ties"] = "linear"
@@ -61,18 +62,31 @@ class Composition(Frozen):
     normalize: Literal["sum", "mean", "weighted"] = "sum"
     trim_scope: Literal["vector", "tensor"] = "vector"
     lam: float = Field(default=1.0, alias="lambda")
+    steering: Literal["sum", "orthogonal"] = "sum"
 
     model_config = {**Frozen.model_config, "populate_by_name": True}
 
     def effective(self) -> dict[str, Any]:
-        """Only the fields that change the result: `linear` has no settings."""
-        return {"method": "linear"} if self.method == "linear" else self.as_json()
+        """Only the fields that change the result: `linear` has no settings, and adding directions up is the usual."""
+        found = self.as_json()
+        if self.method == "linear":
+            found = {key: value for key, value in found.items() if key in ("method", "steering")}
+        return found
+
+    @model_serializer(mode="wrap")
+    def _without_usual(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out where it is the usual one: ids of versions that know nothing of steering stay what they are.
+        found: dict[str, Any] = default(self)
+        if self.steering == "sum":
+            del found["steering"]
+        return found
 
     def __str__(self) -> str:
+        steering = "" if self.steering == "sum" else ", steering vectors made orthogonal"
         if self.method == "linear":
-            return "linear"
+            return f"linear{steering}"
         lam = "" if self.lam == 1 else f", lambda {self.lam:g}"
-        return f"ties (density {self.density:g}, {self.normalize}, per {self.trim_scope}{lam})"
+        return f"ties (density {self.density:g}, {self.normalize}, per {self.trim_scope}{lam}){steering}"
 
 
 class Use(Frozen):

@@ -33,6 +33,8 @@ class TrainingRecord(Frozen):
         guard: the guard's log: its checkups, by arm and phase.
         updates: the lost-update meter of bfloat16 weights, of the phase that lost most; None for float32 weights.
         avoided: what the updates were kept out of, what that did to them, and the placebo arm; None without.
+        prevented: the steering vector that acted while the weights were trained (`vector`, `label`, `scale`, `layers`);
+            what was measured is the model without it. None without.
         arms: for a contrastive vector, what each of its two arms did.
         health: held-out general text before and after: `nll before`, `nll after` (nats per token), `kl` from the base.
         verdict: in one word; `advice` says what to do.
@@ -49,6 +51,7 @@ class TrainingRecord(Frozen):
     guard: tuple[dict[str, Any], ...] = ()
     updates: UpdateMeter | None = None
     avoided: dict[str, Any] | None = None
+    prevented: dict[str, Any] | None = None
     arms: dict[str, dict[str, Any]] = {}
     health: dict[str, float] = {}
     verdict: str = ""

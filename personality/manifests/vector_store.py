@@ -104,6 +104,11 @@ def open_vector(repository: Repository, vector_id: str, label: str) -> tuple[Ten
     return file, read_header(file, f"`{label}` ({short(vector_id)})")
 
 
+def vector_kind(repository: Repository, vector_id: str, label: str) -> str:
+    """`task` or `steering`: what a stored vector's file says of itself; arguments and errors as `open_vector`."""
+    return str(open_vector(repository, vector_id, label)[1].get("kind"))
+
+
 def read_header(file: TensorFile, name: str) -> dict[str, Any]:
     """What a vector's file says of itself.
 

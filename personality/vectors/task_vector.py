@@ -9,7 +9,7 @@ import torch
 
 from personality.manifests.canonical import short
 from personality.manifests.digest_cache import remembered
-from personality.manifests.errors import CorruptError
+from personality.manifests.errors import CorruptError, UsageError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec
 from personality.manifests.vector_store import content_digest, open_vector
@@ -53,6 +53,7 @@ def open_task_vector(repository: Repository, vector_id: str, label: str, *, rere
     Raises:
         NotFoundError: when its file is missing.
         CorruptError: when it is damaged, tampered with or of an unknown encoding.
+        UsageError: when it is a steering vector.
     """
     file, header = open_vector(repository, vector_id, label)
     cache = None if reread else repository.cache
@@ -62,6 +63,11 @@ def open_task_vector(repository: Repository, vector_id: str, label: str, *, rere
             f"`{label}` was tampered with or damaged: its tensors have the digest {short(found)}, "
             f"its id is {short(vector_id)} ({file.path})",
             "copy the file again from where it was made, or make the vector again",
+        )
+    if header.get("kind") == "steering":
+        raise UsageError(
+            f"`{label}` is a steering vector: it acts on activations and holds no change of weights",
+            "give a task vector (`persona vectors` lists both); `persona promote` makes one of it",
         )
     encoding = ENCODINGS.get(header.get("encoding", ""))
     if encoding is None:

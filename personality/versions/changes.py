@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.composition.layering import layered_names
+from personality.composition.opening import steering_of
 from personality.manifests import config
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
@@ -256,9 +257,10 @@ def _check_buildable(repository: Repository, use: Use, personality: Personality)
     """A version that could never be built must not be recorded: is the vector here, for this base, and does it act?"""
     manifest = manifest_of(repository, use)
     if manifest.base.fingerprint != personality.base.fingerprint:
+        verb = "extract" if manifest.kind == "steering" else "train"
         raise IncompatibleError(
             f"`{use.label}` was made for {manifest.base}, this repository uses {personality.base}",
-            f"make it for this base: `persona train {use.behavior} --data FILE --general FILE`",
+            f"make it for this base: `persona {verb} {use.behavior} …`",
         )
     if abs(use.scale) * manifest.norm > _GREATEST:
         raise IncompatibleError(
@@ -270,7 +272,9 @@ def _check_buildable(repository: Repository, use: Use, personality: Personality)
             f"the tensors of `{use.label}` are missing: there is no {path}",
             "vectors are not in git by default: copy the file from where it was made, or make the vector again",
         )
-    if use.layers is not None:
+    if manifest.kind == "steering":
+        steering_of(repository, personality)
+    elif use.layers is not None:
         base = personality.base
         folder, _ = locate(base.source, base.revision, repository.root)
         layered_names(use, manifest.tensors, Checkpoint(folder).specs)

@@ -64,9 +64,14 @@ def use_vector(
     """A use of the vector that a label means.
 
     Raises:
-        NotFoundError, UsageError: as `find_vector`, and for a scale or density out of range.
+        NotFoundError, UsageError: as `find_vector`, and for a scale or density out of range or out of place.
     """
     manifest = find_vector(repository, label)
+    if manifest.kind == "steering" and density is not None:
+        raise UsageError(
+            f"`{manifest.label}` is a steering vector and has no density",
+            "leave `--density` out: it is for task vectors under `ties`",
+        )
     try:
         return Use(
             behavior=manifest.behavior,

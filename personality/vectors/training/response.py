@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from personality.vectors.steering.reply_starts import reply_starts
 from personality.vectors.training.objectives import token_log_probs
 
 
@@ -35,9 +36,10 @@ def response_logits(model: nn.Module, inputs: dict[str, Tensor], *, keep_logits:
     """
     targets = inputs["response_mask"].any(dim=0).nonzero().squeeze(-1)  # never 0: a response has a prompt before it
     arguments: dict[str, Any] = {"logits_to_keep": targets - 1} if keep_logits else {}
-    outputs = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **arguments
-    )
+    with reply_starts(inputs["response_mask"].int().argmax(1)):  # the first True
+        outputs = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, **arguments
+        )
     return outputs.logits if keep_logits else outputs.logits[:, targets - 1], targets, outputs
 
 
