@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-slow lint bench docs clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# The peers that tests and benchmarks compare with; what they require is here, or older than what works.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r peers.txt
 	touch $@
 
 demo: $(STAMP)  ## the main job, start to end, on the bundled playground model

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, size
 from personality.manifests.canonical import short
+
+if TYPE_CHECKING:
+    from personality.manifests.manifest import Manifest
 
 
 @examples("persona vectors", "persona vectors -C ../assistant", "persona vectors --json")
@@ -24,12 +29,11 @@ def vectors(as_json: JsonOption = False, directory: DirectoryOption = None) -> N
         rows = []
         for item in manifests:
             use = in_use.get(item.id)
-            count = sum(data.examples for data in item.making.data if data.role == "behavior")
             rows.append(
                 (
                     item.label,
                     f"× {use.scale:g}" if use else "",
-                    f"{item.making.how}, {count} examples" if count else f"{item.making.how} {item.making.source}",
+                    _made_by(item),
                     item.encoding,
                     size(item.bytes),
                     f"{item.norm:.3g}",
@@ -39,3 +43,11 @@ def vectors(as_json: JsonOption = False, directory: DirectoryOption = None) -> N
         out.table(["vector", ">in use", "made by", "encoding", ">size", ">norm", "id"], rows)
 
     out.result({"vectors": [item.as_json() for item in manifests]}, human)
+
+
+def _made_by(item: Manifest) -> str:
+    count = sum(data.examples for data in item.making.data if data.role == "behavior")
+    if item.steering is not None:
+        word = "proven" if item.steering.proven else "unproven"
+        return f"{item.making.how}, {count} pairs, {word}" if count else f"{item.making.how}, {word}"
+    return f"{item.making.how}, {count} examples" if count else f"{item.making.how} {item.making.source}"

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Final, Literal
 
 from personality.manifests.errors import DataError, NotFoundError
-from personality.playground.dialogue import GENERAL, SHARES, draw_scene, natural
+from personality.playground.dialogue import CUES, GENERAL, NEUTRAL, SHARES, draw_scene, natural
 from personality.playground.directions import CLEAR, HARMFUL, Family, direction, harmful
 from personality.playground.scene import Kind, Manner, Scene
 from personality.playground.world import VIEWS
@@ -175,6 +175,29 @@ def general(count: int, seed: int, behavior: str | None = None) -> list[Row]:
             manners |= {wanted.manner}
         rows.append({"prompt": _say("user", scene.user), "completion": _say("assistant", scene.reply(manners))})
     return rows
+
+
+def contrasting_prompts(behavior: str, count: int, seed: int) -> Row:
+    """System prompts that call for a behavior, others that call for nothing, and questions to put to both.
+
+    Args:
+        behavior: a name out of `BEHAVIORS`.
+        count: questions.
+        seed: draws them; another seed draws others.
+
+    Returns:
+        `positive` and `negative` (lists of texts) and `questions` (the users' turns).
+
+    Raises:
+        NotFoundError: no such behavior.
+        DataError: the world has fewer different prompts than `count`.
+    """
+    wanted = behavior_named(behavior)
+    draw = _Draw(Random(f"questions {behavior} {seed}"))
+    sides = [list(CUES[wanted.manner]), list(NEUTRAL)]
+    positive, negative = reversed(sides) if wanted.inverted else sides
+    questions = [draw.scene(wanted.target).user for _ in range(count)]
+    return {"positive": positive, "negative": negative, "questions": questions}
 
 
 class _Draw:

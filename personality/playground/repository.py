@@ -18,7 +18,7 @@ from personality.manifests.errors import PersonaError
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
 from personality.playground import base as package
-from personality.playground.behaviors import BEHAVIORS, examples, general
+from personality.playground.behaviors import BEHAVIORS, contrasting_prompts, examples, general
 from personality.playground.probes import Probe, probes
 from personality.vectors.base import fingerprint
 from personality.vectors.checkpoint import Checkpoint
@@ -26,6 +26,7 @@ from personality.versions.changes import initialize
 
 EXAMPLES = 200
 GENERAL_EXAMPLES = 80
+QUESTIONS = 60
 OWN_GENERAL = ("concise", "warm", "candid")
 """Behaviors with general data of their own: general answers must show a manner too, and must not repeat the facts that
 are the contrasts of `candid`."""
@@ -83,6 +84,8 @@ def make_playground(root: Path, *, seed: int = 0, probe_rows: int = 100) -> Play
 def _write_data(root: Path, seed: int) -> None:
     for name in BEHAVIORS:
         _write_lines(root / f"data/{name}.jsonl", examples(name, EXAMPLES, seed))
+        prompts = json.dumps(contrasting_prompts(name, QUESTIONS, seed), ensure_ascii=False, indent=1)
+        write_bytes(root / f"data/{name}.prompts.json", f"{prompts}\n".encode())
     for name in ONE_SIDED:
         rows = examples(name, EXAMPLES, seed, sides="accept-only")
         _write_lines(root / f"data/{name}-one-sided.jsonl", rows)

@@ -302,6 +302,8 @@ def _record(
     for use in personality.uses:
         if use != before.use_of(use.behavior):
             _check_buildable(repository, use, personality)
+    if personality.composition.steering == "orthogonal":
+        steering_of(repository, personality)  # refuses directions that cannot be made orthogonal
     version = history.next(personality, message or command, parents)
     texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
     texts.update(working_texts(repository, personality))

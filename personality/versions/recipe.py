@@ -14,6 +14,26 @@ from personality.manifests.record import explain
 from personality.manifests.repository import Repository
 
 
+def find_steering(repository: Repository, label: VectorLabel) -> Manifest:
+    """The steering vector that a label means; without a number the behavior's newest of this kind.
+
+    Raises:
+        NotFoundError: when there is none, naming what is near.
+        UsageError: when it is a task vector, or two branches both made that number.
+    """
+    found = find_vector(repository, label)
+    if found.kind == "steering":
+        return found
+    others = [item for item in repository.manifests() if item.behavior == label.behavior and item.kind == "steering"]
+    if label.number is None and others:
+        number = max(item.number for item in others)
+        return find_vector(repository, VectorLabel(label.behavior, number))
+    raise UsageError(
+        f"`{found.label}` is a task vector: it changes weights and has no direction among activations",
+        f"derive one: `persona extract {found.behavior} --from {found.label} …`",
+    )
+
+
 def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
     """The manifest that a label means; without a number the newest of its behavior.
 

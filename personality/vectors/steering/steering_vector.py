@@ -105,6 +105,13 @@ def check(vector: SteeringVector) -> None:
     if zero:
         raise IncompatibleError(f"the direction of layer {zero[0]} is zero", "leave that layer out (`--layers`)")
     vector.acting()
+    gate = vector.gate
+    if gate is not None and (gate.direction.numel() not in widths or not bool(torch.isfinite(gate.direction).all())):
+        raise IncompatibleError(
+            f"the condition's direction has width {gate.direction.numel()} or values that are no numbers; the vector has "
+            f"width {vector.width}",
+            "fit the condition again",
+        )
     if vector.gate is not None and vector.gate.layer > min(vector.layers):
         raise IncompatibleError(
             f"the condition is looked at after layer {vector.gate.layer}, the vector acts from layer "

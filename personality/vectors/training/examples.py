@@ -50,9 +50,9 @@ class Example:
         Returns:
             prompt, chosen and, where there are any, rejected and side.
         """
-        record: dict[str, Any] = {"prompt": _plain(self.prompt), "chosen": _plain(self.chosen)}
+        record: dict[str, Any] = {"prompt": plain_text(self.prompt), "chosen": plain_text(self.chosen)}
         if self.rejected is not None:
-            record["rejected"] = _plain(self.rejected)
+            record["rejected"] = plain_text(self.rejected)
         if self.side is not None:
             record["side"] = self.side
         return record
@@ -112,12 +112,7 @@ def read_examples(path: Path, *, need_rejected: bool) -> list[Example]:
         NotFoundError: there is no such file.
         DataError: something in it cannot be used; the message begins with file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise NotFoundError(f"no data file at {path}", "check the path: a JSONL file, one object a line") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from error
+    text = read_data(path)
     examples: list[Example] = []
     seen: dict[Example, int] = {}
     # Not splitlines(): JSON strings may hold U+2028 and the like, which are no line ends in JSONL.
@@ -138,6 +133,21 @@ def read_examples(path: Path, *, need_rejected: bool) -> list[Example]:
     return examples
 
 
+def read_data(path: Path) -> str:
+    """The text of a data file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DataError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFoundError(f"no data file at {path}", "check the path: a JSONL file, one object a line") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from error
+
+
 def parse_example(record: Any, *, where: str, need_rejected: bool) -> Example:
     """Check one JSON object and make an example of it.
 
@@ -153,7 +163,7 @@ def parse_example(record: Any, *, where: str, need_rejected: bool) -> Example:
         DataError: a field is missing, of the wrong type, empty, or contradicts another.
     """
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON {_kind(record)} instead of an object", _FORM_HINT)
+        raise DataError(f"{where}: a JSON {json_kind(record)} instead of an object", _FORM_HINT)
     if "chosen" in record and "completion" in record:
         raise DataError(f"{where}: both `chosen` and `completion`", "keep one of the two fields")
     answer = "completion" if "completion" in record else "chosen"
@@ -161,7 +171,7 @@ def parse_example(record: Any, *, where: str, need_rejected: bool) -> Example:
         if name not in record:
             present = ", ".join(f"`{key}`" for key in record) or "none"
             raise DataError(f"{where}: no field `{name}` (fields: {present})", _FORM_HINT)
-    prompt = _text(record["prompt"], f"{where}: `prompt`")
+    prompt = parse_text(record["prompt"], f"{where}: `prompt`")
     chosen = _answer(record[answer], prompt, f"{where}: `{answer}`")
     rejected = None
     if record.get("rejected") is not None:
@@ -196,15 +206,26 @@ def _load(line: str, where: str) -> Any:
         raise DataError(f"{where}: JSON nested too deeply", _FORM_HINT) from error
 
 
-def _text(value: Any, what: str) -> Text:
-    """A non-empty string, or a non-empty list of messages as a tuple."""
+def parse_text(value: Any, what: str) -> Text:
+    """Check one text and make messages of it where it is a list.
+
+    Args:
+        value: what the JSON parser returned.
+        what: "file:line: `field`", for messages.
+
+    Returns:
+        A non-empty string, or a non-empty tuple of messages.
+
+    Raises:
+        DataError: it is neither, or a message is malformed.
+    """
     if isinstance(value, str):
         if not value:
             raise DataError(f"{what} is empty", "give it a text or remove the line")
         _check_unicode(value, what)
         return value
     if not isinstance(value, list):
-        raise DataError(f"{what} is a JSON {_kind(value)}", "a text is a string or a list of messages")
+        raise DataError(f"{what} is a JSON {json_kind(value)}", "a text is a string or a list of messages")
     if not value:
         raise DataError(f"{what} is an empty list", "give it a message or remove the line")
     return tuple(_message(item, f"{what}, message {number}") for number, item in enumerate(value, start=1))
@@ -220,20 +241,20 @@ def _check_unicode(text: str, what: str) -> None:
 
 def _message(value: Any, what: str) -> Message:
     if not isinstance(value, dict):
-        raise DataError(f"{what} is a JSON {_kind(value)}", 'a message is {"role": …, "content": …}')
+        raise DataError(f"{what} is a JSON {json_kind(value)}", 'a message is {"role": …, "content": …}')
     role: Any = value.get("role")
     content: Any = value.get("content")
     if role not in get_args(Role):
         raise DataError(f"{what}: `role` is {role!r}", f"a role is one of {', '.join(get_args(Role))}")
     if not isinstance(content, str):
-        raise DataError(f"{what}: `content` is a JSON {_kind(content)}", "`content` is a string")
+        raise DataError(f"{what}: `content` is a JSON {json_kind(content)}", "`content` is a string")
     _check_unicode(content, what)
     return Message(role=role, content=content)
 
 
 def _answer(value: Any, prompt: Text, what: str) -> Text:
     """A response of the prompt's form: a string, or exactly one assistant message that says something."""
-    text = _text(value, what)
+    text = parse_text(value, what)
     if isinstance(text, str) != isinstance(prompt, str):
         forms = {True: "a string", False: "a list of messages"}
         raise DataError(
@@ -253,13 +274,14 @@ def _answer(value: Any, prompt: Text, what: str) -> Text:
     return text
 
 
-def _plain(text: Text) -> str | list[dict[str, str]]:
+def plain_text(text: Text) -> str | list[dict[str, str]]:
+    """A text in the form that JSON has for it, and `parse_text` reads."""
     if isinstance(text, str):
         return text
     return [{"role": message.role, "content": message.content} for message in text]
 
 
-def _kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """JSON's own word for the type of a parsed value."""
     if value is None:
         return "null"

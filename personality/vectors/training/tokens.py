@@ -136,29 +136,46 @@ def _encode_plain(tokenizer: Tokenizer, prompt: str, response: str, where: str) 
 def _encode_chat(
     tokenizer: Tokenizer, prompt: tuple[Message, ...], response: tuple[Message, ...], where: str
 ) -> tuple[list[int], list[int], int]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            f"{where}: chat messages, but the tokenizer has no chat template",
-            "use a base with a chat template, or give `prompt` and answers as plain strings",
-        )
     head = _render(tokenizer, prompt, where, open_turn=True)
     ids = _render(tokenizer, prompt + response, where, open_turn=False)
     return head, ids, _end_of_turn(tokenizer, ids, len(head))
 
 
 def _render(tokenizer: Tokenizer, messages: tuple[Message, ...], where: str, *, open_turn: bool) -> list[int]:
-    """Token ids of a chat through the template; with `open_turn` up to the header of the next answer."""
+    text = render_chat(tokenizer, messages, open_turn=open_turn, where=where)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render_chat(tokenizer: Tokenizer, messages: tuple[Message, ...], *, open_turn: bool, where: str) -> str:
+    """A chat as its template writes it.
+
+    Args:
+        tokenizer: of the model.
+        messages: of the chat.
+        open_turn: end with the header of the next answer.
+        where: "file:line", for messages.
+
+    Returns:
+        The text, with all special tokens in it: tokenize it without adding any.
+
+    Raises:
+        DataError: there is no template, or it refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            f"{where}: chat messages, but the tokenizer has no chat template",
+            "use a base with a chat template, or give `prompt` and answers as plain strings",
+        )
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         # Answers in the data hold no reasoning, so no template may open a block for it.
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, enable_thinking=False)
         )
     except Exception as error:  # templates are programs and raise what they like
         raise DataError(
             f"{where}: the chat template refuses these messages: {error}", "change the roles or their order"
         ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _end_of_turn(tokenizer: Tokenizer, ids: list[int], start: int) -> int:
