@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from personality.baking.baked_weights import BakedWeights
+from personality.builds.built_steering import BuiltSteering, built_steering
 from personality.builds.writer import BUILD_RECORD, DEFAULT_SHARD_BYTES, Progress, write_checkpoint
+from personality.composition.composer import Composer
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
 from personality.manifests.atomic import sync, temporary_beside, write_bytes
@@ -26,6 +29,7 @@ class BuildRecord(Record):
         environment: see `build_environment`.
         shard_bytes: greatest size of a weights file.
         files: SHA-256 by file name.
+        steering: what became of steering vectors; None when the version has none.
     """
 
     noun: ClassVar[str] = "build record"
@@ -36,6 +40,7 @@ class BuildRecord(Record):
     environment: dict[str, str]
     shard_bytes: int
     files: dict[str, str]
+    steering: BuiltSteering | None = None
 
 
 def build_path(repository: Repository, version: Version) -> Path:
@@ -89,6 +94,8 @@ def write_build(
     shard_bytes: int,
     on_progress: Callable[[Progress], None] | None,
     finish: Callable[[Path], None] | None = None,
+    composer: Composer | None = None,
+    baked: BakedWeights | None = None,
 ) -> None:
     """Compose a version into a folder that appears under its name only when it is whole.
 
@@ -99,8 +106,11 @@ def write_build(
         shard_bytes: greatest size of a weights file.
         on_progress: told of every tensor.
         finish: called with the temporary folder before it gets its name; what it raises cancels the whole.
+        composer: of the version, where it is open already.
+        baked: the composer's weights with steering baked in; None to write the composed weights alone.
     """
-    composer = composer_of(repository, version.personality)
+    composer = composer or composer_of(repository, version.personality)
+    plan = baked.plan if baked else None
     temporary = temporary_beside(path)
     try:
         temporary.mkdir(parents=True)
@@ -109,13 +119,20 @@ def write_build(
             f"cannot make a folder in {temporary.parent}: {error.strerror}", "choose another folder"
         ) from error
     try:
-        digests = write_checkpoint(composer, temporary, shard_bytes=shard_bytes, on_progress=on_progress)
+        digests = write_checkpoint(
+            baked or composer,
+            temporary,
+            config=plan.config if plan else None,
+            shard_bytes=shard_bytes,
+            on_progress=on_progress,
+        )
         record = BuildRecord(
             version=version.id,
             personality=version.personality.id,
             environment=build_environment(),
             shard_bytes=shard_bytes,
             files=digests,
+            steering=built_steering(composer.steering, plan),
         )
         write_bytes(temporary / BuildRecord.file_name, record.to_bytes())
         if finish:

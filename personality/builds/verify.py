@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from personality.baking.bake import bake
+from personality.baking.weights import Weights
 from personality.builds.build import BuildRecord
 from personality.builds.comparison import greatest_ulps
 from personality.composition.composer import BLOCK_ELEMENTS, Composer
@@ -18,6 +20,7 @@ from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
+from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import matrix_shape, row_blocks
 from personality.versions.history import History
@@ -68,7 +71,10 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
         def read(vector: str = manifest.id, label: str = manifest.label) -> str:
             return f"{len(open_task_vector(repository, vector, label, reread=True).specs)} tensors"
 
-        yield _checked(manifest.label, read)
+        def read_directions(vector: str = manifest.id, label: str = manifest.label) -> str:
+            return f"{len(open_steering(repository, vector, label, reread=True).tensors)} directions"
+
+        yield _checked(manifest.label, read_directions if manifest.kind == "steering" else read)
     known = {manifest.id for manifest in manifests}
     for version in versions.values():
         for use in version.personality.uses:
@@ -92,13 +98,22 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
             yield check_files(folder, f"build {folder.name}")
 
 
-def _ulps(composer: Composer, found: Checkpoint, name: str) -> int:
+def _weights_of(composer: Composer, folder: Path) -> Weights:
+    """What a folder of a version should hold; with steering baked in when it says so."""
+    if composer.steering and (folder / BuildRecord.file_name).is_file():
+        record = BuildRecord.read(folder / BuildRecord.file_name)
+        if record.steering and record.steering.baked:
+            return bake(composer, composer.steering, composer.layer_dtype)
+    return composer
+
+
+def _ulps(weights: Weights, found: Checkpoint, name: str) -> int:
     """Greatest distance of a folder's tensor from the composed one, in units in the last place, block by block."""
-    spec = composer.base.specs[name]
+    spec = weights.specs[name]
     if spec.dtype not in COMPOSABLE:
         return TOLERANCE_ULPS + 1
     shape = matrix_shape(spec.shape)
-    wanted, other = composer.tensor(name).reshape(shape), found.tensor(name).reshape(shape)
+    wanted, other = weights.tensor(name).reshape(shape), found.tensor(name).reshape(shape)
     return max(greatest_ulps(wanted[start:stop], other[start:stop]) for start, stop in row_blocks(spec, BLOCK_ELEMENTS))
 
 
@@ -146,7 +161,8 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
     except PersonaError as error:
         return Finding(what, "corrupt", error.message, error.hint)
     composer = composer_of(repository, version.personality)
-    wanted = composer.base.specs
+    weights = _weights_of(composer, folder)
+    wanted = weights.specs
     missing = [name for name in wanted if name not in found.specs]
     extra = [name for name in found.specs if name not in wanted]
     if missing or extra:
@@ -157,11 +173,12 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             return Finding(what, "different", f"`{name}` is {other}, the version has {spec}", "export it again")
         # 0.0 and -0.0 are no units apart and yet not the same bits.
-        if composer.bytes_of(name) != found.bytes_of(name):
+        if weights.bytes_of(name) != found.bytes_of(name):
             changed.append(name)
-            worst = max(worst, _ulps(composer, found, name))
+            worst = max(worst, _ulps(weights, found, name))
     if not changed:
-        return Finding(what, "ok", f"all {len(wanted)} tensors agree bit for bit with {version.label}")
+        left_out = "; its steering vectors are not in it" if weights is composer and composer.steering else ""
+        return Finding(what, "ok", f"all {len(wanted)} tensors agree bit for bit with {version.label}{left_out}")
     detail = f"{listing(changed)} differ by up to {worst} units in the last place"
     if worst <= TOLERANCE_ULPS:
         return Finding(what, "within-tolerance", f"rebuilt elsewhere: {detail}")

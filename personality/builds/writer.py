@@ -1,19 +1,22 @@
-"""Writing a composed checkpoint as a model folder that transformers and vLLM load: shards, index, config, tokenizer."""
+"""Writing a checkpoint as a model folder that transformers and vLLM load: shards, index, config, tokenizer."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from personality.composition.composer import Composer
+from personality.baking.weights import Weights
 from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
 from personality.manifests.errors import PersonaError
 from personality.manifests.tensor_file import TensorSpec, TensorWriter, aligned_order, digest_file
 from personality.vectors.checkpoint import INDEX, SINGLE
 
+CONFIG = "config.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 BUILD_RECORD = "persona-build.json"
 """What a written checkpoint says of itself; never taken over from a base that was an export itself."""
@@ -44,17 +47,19 @@ def shards_of(specs: list[TensorSpec], shard_bytes: int) -> list[list[TensorSpec
 
 
 def write_checkpoint(
-    composer: Composer,
+    weights: Weights,
     folder: Path,
     *,
+    config: dict[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, str]:
-    """Compose every tensor and write the model folder; memory holds one tensor at a time.
+    """Make every tensor and write the model folder; memory holds one tensor at a time.
 
     Args:
-        composer: what to write.
+        weights: what to write, such as a composer.
         folder: an empty folder.
+        config: content of config.json; None for the base's own, byte for byte.
         shard_bytes: greatest size of a weights file.
         on_progress: called after each tensor.
 
@@ -64,7 +69,7 @@ def write_checkpoint(
     Raises:
         PersonaError: when the disk is too small (checked before anything is written) or full.
     """
-    specs = list(composer.base.specs.values())
+    specs = list(weights.specs.values())
     total = sum(spec.nbytes for spec in specs)
     free = shutil.disk_usage(folder).free
     if free < total:
@@ -82,7 +87,7 @@ def write_checkpoint(
         with writing(folder / name) as file:
             writer = TensorWriter(file, ordered)
             for spec in ordered:
-                writer.write(spec.name, composer.bytes_of(spec.name))
+                writer.write(spec.name, weights.bytes_of(spec.name))
                 weight_map[spec.name] = name
                 done += spec.nbytes
                 if on_progress:
@@ -92,7 +97,10 @@ def write_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_bytes(folder / INDEX, pretty_json(index))
         digests[INDEX] = digest_file(folder / INDEX)
-    digests.update(_copy_companions(composer.base.folder, folder))
+    digests.update(_copy_companions(weights.folder, folder))
+    if config is not None:
+        write_bytes(folder / CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        digests[CONFIG] = digest_file(folder / CONFIG)
     return digests
 
 

@@ -4,34 +4,63 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
-from personality.cli.output import Output, megabytes_per_second, percent
+from personality.cli.output import Output, megabytes_per_second, percent, size
+from personality.manifests.errors import UsageError
+
+if TYPE_CHECKING:
+    from personality.making.exporting_vectors import VectorTarget
+    from personality.manifests.repository import Repository
 
 
 @examples(
     "persona export v4 --to vllm out/",
     "persona export stable --to hf out/ --shard-gb 2",
     "persona export v5 --to vllm out/ --force",
+    "persona export candid@2 --to gguf-control-vector candid.gguf",
 )
 def export(
-    version: Annotated[str, typer.Argument(help="v4, a tag, or the beginning of an id.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
-    to: Annotated[Literal["hf", "vllm"], typer.Option(help="What will load it.")] = "hf",
+    version: Annotated[
+        str, typer.Argument(help="v4, a tag, or the beginning of an id; for one vector its label, NAME@N.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; for one vector, the file.")],
+    to: Annotated[
+        Literal["hf", "vllm", "gguf-control-vector", "safetensors-directions", "persona-vectors"],
+        typer.Option(help="What will load it: a version (hf, vllm), or one steering vector."),
+    ] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR.")] = False,
+    without_steering: Annotated[
+        bool, typer.Option("--without-steering", help="Leave steering vectors out; write the weights alone.")
+    ] = False,
+    bake_unproven: Annotated[
+        bool, typer.Option("--bake-unproven", help="Bake steering vectors too that nobody proved.")
+    ] = False,
     shard_gb: Annotated[float, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB.")] = 5.0,
     as_json: JsonOption = False,
     in_directory: DirectoryOption = None,
 ) -> None:
-    """Write a version as a model folder, reload it, and compare it with the version composed in memory."""
+    """Write a version as a model folder, reload it, and compare it with the version composed in memory.
+
+    One steering vector can also be written as directions in a file, for llama.cpp and repeng (gguf-control-vector), for
+    persona_vectors, or whole (safetensors-directions).
+    """
     from personality.builds.export import as_json as export_json
     from personality.builds.export import export as export_version
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
+    if to != "hf" and to != "vllm":  # noqa: PLR1714  # a type checker sees what is left
+        _export_vector(out, repository, version, to, directory, force=force)
+        return
+    if "@" in version:
+        raise UsageError(
+            f"`{version}` is one vector, `--to {to}` writes a version",
+            "give a version that uses it, or say what shall read the vector, such as `--to gguf-control-vector`",
+        )
     history, found = find_version(out, repository, version)
     started = time.monotonic()
     with out.progress("export") as advance:
@@ -41,6 +70,8 @@ def export(
             to,
             directory,
             force=force,
+            without_steering=without_steering,
+            bake_unproven=bake_unproven,
             shard_bytes=int(shard_gb * 1e9),
             on_progress=lambda p: advance(p.done, p.total, megabytes_per_second(started, p.done)),
             on_stage=lambda stage: advance(0, 1, stage),
@@ -48,15 +79,49 @@ def export(
 
     def human() -> None:
         same = result.agreement
+        what = "version's weights" if result.steering and not result.baked else "version"
         out.line(f"{history.label(found)} → {directory}", "bold")
         out.line(
-            f"  reloaded with transformers, compared with the version composed in memory: greatest |Δ log-probability| "
+            f"  reloaded with transformers, compared with the {what} composed in memory: greatest |Δ log-probability| "
             f"{same.greatest_difference:.2g} nats, greedy tokens agree at {percent(same.greedy)} of {same.positions} "
             "positions"
         )
+        if result.baked:
+            out.line(f"  {result.steering}; steering itself changes up to {result.baked.effect:.2g} nats")
+        elif result.steering:
+            out.warn(str(result.steering))
         for note in result.notes:
             out.line(f"  {note}")
         if to == "vllm":
             out.note(f"next: vllm serve {directory}")
 
     out.result({"version": found.id, "target": to, **export_json(result)}, human)
+
+
+def _export_vector(
+    out: Output, repository: Repository, label: str, target: VectorTarget, path: Path, *, force: bool
+) -> None:
+    """Write one steering vector as directions in a file."""
+    from personality.making.exporting_vectors import export_vector
+    from personality.manifests.names import VectorLabel
+    from personality.vectors.steering.steering_vector import listed
+
+    result = export_vector(repository, VectorLabel.parse(label), target, path, force=force)
+    manifest = result.manifest
+
+    def human() -> None:
+        out.line(f"{manifest.label} → {path}", "bold")
+        out.line(f"  directions of layers {listed(result.layers)}, {size(result.bytes)}, read back and equal")
+        for note in result.notes:
+            out.line(f"  {note}")
+
+    data = {
+        "vector": manifest.id,
+        "label": manifest.label,
+        "target": target,
+        "file": str(path),
+        "layers": list(result.layers),
+        "bytes": result.bytes,
+        "notes": list(result.notes),
+    }
+    out.result(data, human)

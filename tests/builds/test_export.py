@@ -65,6 +65,7 @@ def test_a_trained_behavior_is_added_exported_and_removed(repository: Repository
     assert manifest.making.settings["seed"] == 0
     assert [item.role for item in manifest.making.data] == ["behavior", "general"]
     assert 0 < len(manifest.tensors) < len(base)
+    assert manifest.rounding is not None
     assert manifest.rounding.cosine > 0.9
     assert not any("embed_tokens" in name or "norm" in name for name in manifest.tensors)
     add(repository, VectorLabel("listening"), 0.8)

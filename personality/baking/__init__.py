@@ -1,0 +1,1 @@
+"""Steering vectors inside plain checkpoints: one route per way an architecture has of adding a fixed vector."""

@@ -1,0 +1,62 @@
+"""Route `existing-bias`: architectures whose MLP's output projection has a bias in the checkpoint already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from personality.baking.architecture import Architecture
+from personality.baking.mlp_bias import MODEL_TYPES as MLP_BIAS_TYPES
+from personality.baking.route import ROUNDED, BakePlan, Change
+from personality.baking.weights import Weights
+
+OUTPUT_BIAS = {
+    "bloom": "mlp.dense_4h_to_h.bias",
+    "codegen": "mlp.fc_out.bias",
+    "gpt2": "mlp.c_proj.bias",
+    "gpt_bigcode": "mlp.c_proj.bias",
+    "gpt_neo": "mlp.c_proj.bias",
+    "gpt_neox": "mlp.dense_4h_to_h.bias",
+    "gptj": "mlp.fc_out.bias",
+    "phi": "mlp.fc2.bias",
+    "starcoder2": "mlp.c_proj.bias",
+    **dict.fromkeys(MLP_BIAS_TYPES, "mlp.down_proj.bias"),
+}
+"""The output projection's bias by model type. Where attention and MLP run side by side, a layer still adds both."""
+
+
+class ExistingBias:
+    """The vector is added to a bias that is there: no key, shape or setting changes."""
+
+    name = "existing-bias"
+
+    def matches(self, architecture: Architecture) -> bool:
+        """Whether such a bias exists in this checkpoint."""
+        suffix = OUTPUT_BIAS.get(architecture.model_type)
+        return suffix is not None and bool(architecture.named(suffix))
+
+    def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
+        """See `Route.plan`."""
+        factor = architecture.output_factor
+        changes = {}
+        for layer, vector in additions.items():
+            name = architecture.one(OUTPUT_BIAS[architecture.model_type], layer)
+            changes[name] = Change(architecture.specs[name], added_to(name, vector.double() / factor))
+        return BakePlan(
+            route=self.name,
+            config=architecture.config,
+            changes=changes,
+            cost=f"nothing: {len(changes)} bias tensor{'s' * (len(changes) != 1)} changed",
+            tolerance=ROUNDED,  # bias and vector are rounded together
+        )
+
+
+def added_to(name: str, vector: Tensor) -> Callable[[Weights], Tensor]:
+    """Makes the named tensor (…, d) plus a vector (d,), in the tensor's dtype."""
+
+    def make(weights: Weights) -> Tensor:
+        tensor = weights.tensor(name)
+        return (tensor.double() + vector).to(tensor.dtype)
+
+    return make
