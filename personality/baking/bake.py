@@ -82,8 +82,8 @@ def check_proven(repository: Repository, personality: Personality) -> None:
             continue
         raise IncompatibleError(
             f"`{use.label}` is not proven ({lacking}), and a baked vector is always on",
-            f"prove it (`persona prove {use.label}`), bake it all the same with `--bake-unproven`, or export without "
-            "steering: `--without-steering`",
+            "extract it again with probes to prove it by, or train it into the weights (`persona promote "
+            f"{use.behavior}`); bake it all the same: `--bake-unproven`; export without it: `--without-steering`",
         )
 
 

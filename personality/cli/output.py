@@ -19,6 +19,7 @@ from personality import processes
 
 SCHEMA = "persona/1"
 _TEXT_WIDTH = 24  # to which running text may be folded
+_PIPE_WIDTH = 80  # for what is laid out in columns of its own
 _PLAIN_WIDTH = 1000  # of what goes into a pipe or file: one row is one line there
 
 
@@ -49,9 +50,16 @@ class Output:
         else:
             human()
 
-    def line(self, text: str = "", style: str | None = None) -> None:
-        """A line of the result; square brackets are text, not markup."""
-        self._out.print(Text(text, style=style or ""), soft_wrap=True)
+    @property
+    def width(self) -> int:
+        """Columns to lay a result out in: the terminal's, or 80 where there is none."""
+        return self._out.width if sys.stdout.isatty() else _PIPE_WIDTH
+
+    def line(self, text: str | Text = "", style: str | None = None) -> None:
+        """A line of the result; square brackets are text, not markup. A `Text` brings its own colors, which `NO_COLOR`
+        and pipes drop, so it must say everything without them.
+        """
+        self._out.print(text if isinstance(text, Text) else Text(text, style=style or ""), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; columns whose header begins with `>` are right-aligned, and empty headers make no line.

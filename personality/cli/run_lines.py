@@ -1,4 +1,4 @@
-"""What a vector's manifest says of the run that made it, for people."""
+"""A training run for people: how fast it goes, and what the vector's manifest says of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from personality.cli.tables import P_MEANS, measure_rows
 
 if TYPE_CHECKING:
     from personality.manifests.manifest import Manifest
+    from personality.vectors.training.step_report import StepReport
 
 _COLUMNS = (">before", ">after", ">P before", ">P after")
 
@@ -32,6 +33,13 @@ def show_run(out: Output, manifest: Manifest, indent: str) -> None:
         )
     if record.avoided is not None:
         _show_avoided(out, record.avoided, indent)
+    if record.prevented is not None:
+        layers = record.prevented["layers"]
+        where = f" in layers {layers['first']}-{layers['last']}" if layers else ""
+        out.line(
+            f"{indent}trained with {record.prevented['label']} × {record.prevented['scale']:g} acting{where}, measured "
+            "without it"
+        )
     if record.health:
         out.line(f"{indent}held-out general text: {_health_text(record.health)}")
     if record.preflight:
@@ -68,3 +76,23 @@ def _health_text(health: dict[str, float]) -> str:
     before = f"{health['nll before']:.3f} → " if "nll before" in health else ""
     kl = f", KL from the base {health['kl']:.4f}" if "kl" in health else ""
     return f"{before}{health['nll after']:.3f} nats per token{kl}"
+
+
+class Speed:
+    """Tokens per second since this process began a phase."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._tokens = 0
+        self._began = 0.0
+
+    def text(self, step: StepReport) -> str:
+        """What the bar says of a step."""
+        if step.phase != self._phase or step.step == 1:
+            self._phase, self._tokens, self._began = step.phase, 0, step.seconds
+        else:
+            self._tokens += step.tokens
+        spent = step.seconds - self._began
+        speed = f", {self._tokens / spent:.0f} tokens/s" if spent > 0 else ""
+        margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
+        return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}{speed}"

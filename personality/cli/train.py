@@ -10,16 +10,39 @@ import typer
 from personality import processes
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
-from personality.cli.run_lines import show_measures, show_run
+from personality.cli.run_lines import Speed, show_measures, show_run
+from personality.cli.training_options import (
+    DATA,
+    OBJECTIVE,
+    RUN,
+    WATCH,
+    WEIGHTS,
+    AllowRepeatsOption,
+    BatchSizeOption,
+    BetaOption,
+    ExamplesOption,
+    ForceOption,
+    FreshOption,
+    GeneralOption,
+    GeneralRatioOption,
+    GuardOption,
+    LoraOption,
+    MaxLengthOption,
+    MethodOption,
+    OptimizerOption,
+    OrpoLambdaOption,
+    PreflightOption,
+    ProbeRowsOption,
+    RankOption,
+    RateOption,
+    SeedOption,
+)
 from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
-    from personality.making.training_job import AvoidOptions
+    from personality.making.training_job import AvoidOptions, PreventOptions
     from personality.making.training_run import Trained
     from personality.manifests.repository import Repository
-    from personality.vectors.training.step_report import StepReport
-
-_DATA, _OBJECTIVE, _WEIGHTS, _WATCH, _RUN = "Data", "Objective and optimizer", "What is trained", "Guards", "Run"
 
 
 @examples(
@@ -32,150 +55,111 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL of examples: prompt, chosen, rejected, side.", show_default=False, rich_help_panel=_DATA
+            help="JSONL of examples: prompt, chosen, rejected, side.", show_default=False, rich_help_panel=DATA
         ),
     ] = None,
-    general: Annotated[
-        Path | None,
-        typer.Option(help="JSONL of general examples, against forgetting.", show_default=False, rich_help_panel=_DATA),
-    ] = None,
-    general_ratio: Annotated[
-        float | None,
-        typer.Option(help="General examples per example of the behavior.", show_default="0.25", rich_help_panel=_DATA),
-    ] = None,
-    example_count: Annotated[
-        int | None,
-        typer.Option("--examples", min=1, help="Use only so many.", show_default="all", rich_help_panel=_DATA),
-    ] = None,
-    skip: Annotated[int, typer.Option(min=0, help="Leave out so many at the top.", rich_help_panel=_DATA)] = 0,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Leave out examples that were trained on before.", rich_help_panel=_DATA)
-    ] = False,
-    allow_repeats: Annotated[
-        bool, typer.Option("--allow-repeats", help="Train on examples a second time.", rich_help_panel=_DATA)
-    ] = False,
-    max_length: Annotated[
-        int | None,
-        typer.Option(help="Longest dialogue, in tokens.", show_default="2048", rich_help_panel=_DATA),
-    ] = None,
-    method: Annotated[
-        Literal["sft", "dpo", "orpo", "sft-dpo"] | None,
-        typer.Option(help="Objective.", show_default="orpo", rich_help_panel=_OBJECTIVE),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Peak learning rate.", show_default="by objective and model size", rich_help_panel=_OBJECTIVE
-        ),
-    ] = None,
+    general: GeneralOption = None,
+    general_ratio: GeneralRatioOption = None,
+    example_count: ExamplesOption = None,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many at the top.", rich_help_panel=DATA)] = 0,
+    fresh: FreshOption = False,
+    allow_repeats: AllowRepeatsOption = False,
+    max_length: MaxLengthOption = None,
+    method: MethodOption = None,
+    lr: RateOption = None,
     dpo_lr: Annotated[
         float | None,
         typer.Option(
             help="Peak learning rate of the second phase of sft-dpo.",
             show_default="by model size",
-            rich_help_panel=_OBJECTIVE,
+            rich_help_panel=OBJECTIVE,
         ),
     ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="DPO's beta.", show_default="0.01", rich_help_panel=_OBJECTIVE)
-    ] = None,
-    orpo_lambda: Annotated[
-        float | None,
-        typer.Option(help="Weight of ORPO's odds ratio.", show_default="0.1", rich_help_panel=_OBJECTIVE),
-    ] = None,
-    optimizer: Annotated[
-        Literal["apollo", "apollo-mini", "adamw"] | None,
-        typer.Option(help="Optimizer.", show_default="apollo", rich_help_panel=_OBJECTIVE),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(help="Rank of Apollo's projection.", show_default="256", rich_help_panel=_OBJECTIVE),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Examples in a batch, general ones included.", show_default="5", rich_help_panel=_OBJECTIVE),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of order and projections.", show_default="0", rich_help_panel=_OBJECTIVE)
-    ] = None,
+    beta: BetaOption = None,
+    orpo_lambda: OrpoLambdaOption = None,
+    optimizer: OptimizerOption = None,
+    rank: RankOption = None,
+    batch_size: BatchSizeOption = None,
+    seed: SeedOption = None,
     contrastive: Annotated[
         bool,
         typer.Option(
             "--contrastive",
             help="Train toward and away from the behavior, keep the difference.",
-            rich_help_panel=_OBJECTIVE,
+            rich_help_panel=OBJECTIVE,
         ),
     ] = False,
-    lora: Annotated[
-        int | None,
-        typer.Option(min=1, help="Train adapters of this rank.", show_default=False, rich_help_panel=_WEIGHTS),
-    ] = None,
+    lora: LoraOption = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             help="Train only these groups, such as attention.q or gdn; may be repeated.",
             show_default=False,
-            rich_help_panel=_WEIGHTS,
+            rich_help_panel=WEIGHTS,
         ),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(help="Train only these layers, such as 10-20.", show_default=False, rich_help_panel=_WEIGHTS),
+        typer.Option(help="Train only these layers, such as 10-20.", show_default=False, rich_help_panel=WEIGHTS),
     ] = None,
     train_embeddings: Annotated[
-        bool, typer.Option("--train-embeddings", help="Train embeddings too.", rich_help_panel=_WEIGHTS)
+        bool, typer.Option("--train-embeddings", help="Train embeddings too.", rich_help_panel=WEIGHTS)
     ] = False,
     train_norms: Annotated[
-        bool, typer.Option("--train-norms", help="Train normalization weights too.", rich_help_panel=_WEIGHTS)
+        bool, typer.Option("--train-norms", help="Train normalization weights too.", rich_help_panel=WEIGHTS)
     ] = False,
     weights: Annotated[
         Literal["float32", "bf16-compensated", "bf16-stochastic", "bf16"] | None,
-        typer.Option(help="How trained weights are kept in memory.", show_default="float32", rich_help_panel=_WEIGHTS),
+        typer.Option(help="How trained weights are kept in memory.", show_default="float32", rich_help_panel=WEIGHTS),
     ] = None,
     context: Annotated[
         Literal["full", "frozen"] | None,
         typer.Option(
-            help="Whether gradients flow through the prompts too.", show_default="full", rich_help_panel=_WEIGHTS
+            help="Whether gradients flow through the prompts too.", show_default="full", rich_help_panel=WEIGHTS
         ),
     ] = None,
     gradient_checkpointing: Annotated[
         bool,
-        typer.Option("--gradient-checkpointing", help="Save memory, take more time.", rich_help_panel=_WEIGHTS),
+        typer.Option("--gradient-checkpointing", help="Save memory, take more time.", rich_help_panel=WEIGHTS),
     ] = False,
-    preflight: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Diagnose first.", rich_help_panel=_WATCH)
-    ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Train even on no-go.", rich_help_panel=_WATCH)] = False,
-    guard: Annotated[
-        bool | None,
-        typer.Option(
-            "--guard/--no-guard",
-            help="Stop at the first sign of collapse.",
-            show_default="guard",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
+    preflight: PreflightOption = True,
+    force: ForceOption = False,
+    guard: GuardOption = None,
     avoid: Annotated[
         str | None,
         typer.Option(
-            help="Vector whose direction the updates are kept out of.", show_default=False, rich_help_panel=_WATCH
+            help="Vector whose direction the updates are kept out of.", show_default=False, rich_help_panel=WATCH
         ),
     ] = None,
     avoid_top: Annotated[
         int,
-        typer.Option(min=0, help="Singular vectors that the direction is reduced to; 0: all.", rich_help_panel=_WATCH),
+        typer.Option(min=0, help="Singular vectors that the direction is reduced to; 0: all.", rich_help_panel=WATCH),
     ] = 16,
     avoid_two_sided: Annotated[
         bool,
-        typer.Option("--avoid-two-sided", help="Remove movements away from it too.", rich_help_panel=_WATCH),
+        typer.Option("--avoid-two-sided", help="Remove movements away from it too.", rich_help_panel=WATCH),
     ] = False,
     keep_magnitude: Annotated[
-        bool, typer.Option("--keep-magnitude", help="Keep the length of projected updates.", rich_help_panel=_WATCH)
+        bool, typer.Option("--keep-magnitude", help="Keep the length of projected updates.", rich_help_panel=WATCH)
     ] = False,
+    prevent: Annotated[
+        str | None,
+        typer.Option(
+            help="Steering vector that acts while training, so that the weights need not learn it.",
+            show_default=False,
+            rich_help_panel=WATCH,
+        ),
+    ] = None,
+    prevent_scale: Annotated[
+        float, typer.Option(help="Scale of the vector given with --prevent.", rich_help_panel=WATCH)
+    ] = 1.0,
+    prevent_layers: Annotated[
+        str, typer.Option(help="Layers in which it acts, A-B.", show_default="its own", rich_help_panel=WATCH)
+    ] = "",
     placebo: Annotated[
         bool,
         typer.Option(
-            "--placebo/--no-placebo", help="With --avoid, also avoid a random direction.", rich_help_panel=_WATCH
+            "--placebo/--no-placebo", help="With --avoid, also avoid a random direction.", rich_help_panel=WATCH
         ),
     ] = True,
     auto: Annotated[
@@ -184,11 +168,11 @@ def train(
             min=1,
             help="Up to so many rounds on fresh examples, each changed as the last verdict says.",
             show_default=False,
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_RUN)
+        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=RUN)
     ] = False,
     check_every: Annotated[
         int | None,
@@ -196,15 +180,13 @@ def train(
             min=1,
             help="Steps between checkups; each is followed by a checkpoint.",
             show_default="a fifth of the run",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = None,
-    probe_rows: Annotated[
-        int, typer.Option(min=0, help="Rows per probe measured before and after; 0 for none.", rich_help_panel=_RUN)
-    ] = 40,
+    probe_rows: ProbeRowsOption = 40,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(help="Folder for TensorBoard's files.", show_default=False, rich_help_panel=_RUN),
+        typer.Option(help="Folder for TensorBoard's files.", show_default=False, rich_help_panel=RUN),
     ] = None,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
@@ -248,7 +230,7 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     unfinished = None
     if resume:
-        others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, force)
+        others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, prevent, force)
         if given or any(others) or not preflight:
             raise UsageError(
                 "--resume goes on with a run's own data and settings",
@@ -270,6 +252,7 @@ def train(
             allow_repeats=allow_repeats,
             contrastive=contrastive,
             avoid=_avoid(repository, avoid, avoid_two_sided, keep_magnitude, avoid_top, placebo),
+            prevent=_prevent(repository, prevent, prevent_scale, prevent_layers),
             preflight=preflight,
             force=force,
             probe_rows=probe_rows,
@@ -283,7 +266,7 @@ def train(
             )
         if auto is not None:
             return train_rounds(out, repository, job, auto, tensorboard)
-    speed = _Speed()
+    speed = Speed()
     try:
         with out.progress(f"train {behavior}") as advance:
             trained = train_behavior(
@@ -319,6 +302,18 @@ def _avoid(
         top=top or None,
         placebo=placebo,
     )
+
+
+def _prevent(repository: Repository, label: str | None, scale: float, layers: str) -> PreventOptions | None:
+    from personality.making.prevention import prevent_options
+    from personality.manifests.names import VectorLabel
+    from personality.manifests.personality_record import LayerRange
+
+    if label is None:
+        if scale != 1 or layers:
+            raise UsageError("no vector to prevent", "name one: `--prevent NAME`, or leave out its scale and layers")
+        return None
+    return prevent_options(repository, VectorLabel.parse(label), scale, LayerRange.parse(layers) if layers else None)
 
 
 def _show(out: Output, trained: Trained) -> None:
@@ -377,23 +372,3 @@ def _show(out: Output, trained: Trained) -> None:
             f"learning rate {making.settings['lr']:g} are below its precision; use `--weights float32`, "
             "bf16-compensated or bf16-stochastic"
         )
-
-
-class _Speed:
-    """Tokens per second since this process began a phase."""
-
-    def __init__(self) -> None:
-        self._phase = ""
-        self._tokens = 0
-        self._began = 0.0
-
-    def text(self, step: StepReport) -> str:
-        """What the bar says of a step."""
-        if step.phase != self._phase or step.step == 1:
-            self._phase, self._tokens, self._began = step.phase, 0, step.seconds
-        else:
-            self._tokens += step.tokens
-        spent = step.seconds - self._began
-        speed = f", {self._tokens / spent:.0f} tokens/s" if spent > 0 else ""
-        margin = "" if step.margin is None else f", margin {step.margin:+.2f}"
-        return f"step {step.step}/{step.steps}, loss {step.loss:.3f}{margin}{speed}"

@@ -14,7 +14,6 @@ from personality.vectors.training.tokens import pad_id
 DEFAULT_NEW_TOKENS = 64
 
 
-@torch.inference_mode()
 def replies(
     model: Any,
     tokenizer: Any,
@@ -36,15 +35,44 @@ def replies(
         seed: of sampling.
         batch_size: prompts at a time.
     """
-    encoded = [encode(tokenizer, prompt_text(tokenizer, prompt)) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    answers = [""] * len(prompts)
+    heads = [encode(tokenizer, prompt_text(tokenizer, prompt)) for prompt in prompts]
+    found = reply_ids(
+        model,
+        tokenizer,
+        heads,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in found]
+
+
+@torch.inference_mode()
+def reply_ids(
+    model: Any,
+    tokenizer: Any,
+    heads: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = DEFAULT_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """What the model writes behind prompts, token ids, with the token that ends a reply and any padding behind it.
+
+    Args:
+        heads: token ids of prompts up to where the reply begins.
+        model, tokenizer, max_new_tokens, temperature, seed, batch_size: as for `replies`.
+    """
+    order = sorted(range(len(heads)), key=lambda i: len(heads[i]))
+    answers: list[list[int]] = [[] for _ in heads]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     device = next(model.parameters()).device
     torch.manual_seed(seed)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
-        ids, mask = padded([encoded[i] for i in batch], 0, left=True)  # the reply must follow its prompt directly
+        ids, mask = padded([heads[i] for i in batch], 0, left=True)  # the reply must follow its prompt directly
         try:
             generated = model.generate(
                 input_ids=ids.to(device),
@@ -58,5 +86,18 @@ def replies(
                 raise
             raise fallen_apart() from error
         for row, i in enumerate(batch):
-            answers[i] = str(tokenizer.decode(generated[row, ids.shape[1] :], skip_special_tokens=True)).strip()
+            answers[i] = generated[row, ids.shape[1] :].tolist()
     return answers
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens at which `generate` ends a reply."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {ends} if isinstance(ends, int) else set(ends or ())
+    return found | ({tokenizer.eos_token_id} - {None})
+
+
+def until_end(reply: list[int], ends: set[int]) -> list[int]:
+    """A reply without its end-of-turn token and the padding behind it."""
+    stop = next((i for i, token in enumerate(reply) if token in ends), len(reply))
+    return reply[:stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from personality.composition.composer import Composer
 from personality.making.checkups import Checkups
+from personality.making.prevention import Prevention
 from personality.making.training_job import AvoidOptions
 from personality.manifests.errors import PersonaError
 from personality.model import load_composed, threads_for
@@ -20,6 +22,7 @@ from personality.vectors.task_vector import TaskVector
 from personality.vectors.training.avoidance import Avoidance, trained_weights
 from personality.vectors.training.directions import denoise, directions_of, random_directions
 from personality.vectors.training.examples import Example
+from personality.vectors.training.guard import Checkup
 from personality.vectors.training.lora import attach_adapters, join_adapters
 from personality.vectors.training.run import Callbacks, TrainingReport, fine_tune
 from personality.vectors.training.run_log import RunLog
@@ -57,6 +60,7 @@ class Bench:
         log: of the run.
         on_step: told of each step.
         resume: go on from checkpoints.
+        prevention: acts on every model while it is trained; None for nothing.
     """
 
     composer: Composer
@@ -67,6 +71,7 @@ class Bench:
     log: RunLog | None
     on_step: Callable[[StepReport], None] | None
     resume: bool
+    prevention: Prevention | None = None
 
     def train(
         self, examples: Sequence[Example], folder: Path, avoid: Callable[[nn.Module], Avoidance] | None = None
@@ -88,13 +93,18 @@ class Bench:
             avoided.extend(made.names)
             return made
 
+        checkup: Callable[[nn.Module, int], Checkup] | None = None
+        if self.checkups is not None:
+            checkup = self.checkups.measure
+        if checkup is not None and self.prevention is not None:
+            checkup = self.prevention.paused(checkup)
         callbacks = Callbacks(
-            checkup=self.checkups.measure if self.checkups is not None else None,
+            checkup=checkup,
             avoid=make if avoid is not None else None,
             on_step=self.on_step,
             log=self.log,
         )
-        with threads_for(model):
+        with threads_for(model), self.prevention.acting(model) if self.prevention is not None else nullcontext():
             report = fine_tune(
                 model,
                 self.tokenizer,

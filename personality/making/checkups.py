@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from personality.evaluation.repetition import repeated_grams
+from personality.evaluation.replies import end_ids, until_end
 from personality.manifests.errors import DataError
 from personality.vectors.training.batches import BatchItem, collate, padded
 from personality.vectors.training.examples import Example
@@ -16,7 +18,6 @@ from personality.vectors.training.guard import Checkup
 from personality.vectors.training.response import keeps_logits, response_logits
 from personality.vectors.training.tokens import Encoded, EncodedExample, Tokenizer, encode, pad_id
 
-_GRAM = 4
 _BATCH_LOGITS = 1 << 26
 """Logits are the largest tensor: rows × positions × vocabulary in float32, so at most 256 MB of them at a time."""
 
@@ -60,7 +61,7 @@ class Checkups:
         new_tokens: int = 32,
         max_length: int = 2048,
     ) -> None:
-        self._eos = _end_ids(model, tokenizer)
+        self._eos = end_ids(model, tokenizer)
         self._pad = pad_id(tokenizer)
         self._new_tokens = new_tokens
         self._texts = _within(_encoded(tokenizer, examples, max_length), tokens)
@@ -128,21 +129,7 @@ class Checkups:
             pad_token_id=self._pad,
             use_cache=True,
         )[:, ids.shape[1] :].tolist()
-        return sum(repeated_grams(_until(reply, self._eos)) for reply in replies) / len(replies)
-
-
-def repeated_grams(tokens: Sequence[int], size: int = _GRAM) -> float:
-    """Share of a sequence's n-grams that occurred in it before: 1 − distinct / all.
-
-    Args:
-        tokens: any number.
-        size: n.
-
-    Returns:
-        In [0, 1); 0 when there is no n-gram.
-    """
-    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
-    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+        return sum(repeated_grams(until_end(reply, self._eos)) for reply in replies) / len(replies)
 
 
 def _encoded(tokenizer: Tokenizer, examples: Sequence[Example], max_length: int) -> list[Encoded]:
@@ -163,19 +150,6 @@ def _within(encoded: Sequence[Encoded], tokens: int) -> list[Encoded]:
         kept.append(Encoded(item.ids[:stop], item.start, stop))
         tokens -= stop - item.start
     return kept
-
-
-def _end_ids(model: Any, tokenizer: Tokenizer) -> set[int]:
-    """Tokens at which `generate` ends a reply."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {ends} if isinstance(ends, int) else set(ends or ())
-    return found | ({tokenizer.eos_token_id} - {None})
-
-
-def _until(reply: list[int], ends: set[int]) -> list[int]:
-    """A reply without its end-of-turn token and the padding behind it."""
-    stop = next((i for i, token in enumerate(reply) if token in ends), len(reply))
-    return reply[:stop]
 
 
 @contextlib.contextmanager

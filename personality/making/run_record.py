@@ -97,6 +97,7 @@ def training_record(
         guard=tuple({"arm": name, **entry} for name, arm in arms.items() for entry in arm.report.guard),
         updates=UpdateMeter(share_changed=survival.share_changed, cosine=survival.cosine) if survival else None,
         avoided=_avoided(job, before, arms, after),
+        prevented=job.prevent.as_json() if job.prevent is not None else None,
         arms=arm_records,
         health=health.since(before.health) if health is not None else {},
         verdict=judgment.verdict,

@@ -21,15 +21,19 @@ _RED = "crimson"
 _MARKERS = {"right": "o", "too small": "v", "too large": "^", "forgetting": "X", "unknown": "s"}
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, option: str = "--plot") -> None:
     """Make sure that a plot can be drawn and written, before hours of training.
+
+    Args:
+        path: to be written.
+        option: which asked for it, for the hint.
 
     Raises:
         PersonaError: matplotlib is not installed, or there is no such folder.
         UsageError: a format that is not drawn.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"a plot is written as .png or .svg, not as `{path.name}`", f"`--plot {path.stem}.png`")
+        raise UsageError(f"a plot is written as .png or .svg, not as `{path.name}`", f"`{option} {path.stem}.png`")
     if not path.absolute().parent.is_dir():
         raise PersonaError(f"there is no folder {path.absolute().parent} for the plot", "make it, or name another")
     try:
@@ -37,7 +41,7 @@ def check_plot(path: Path) -> None:
     except ImportError:
         raise PersonaError(
             "matplotlib, which draws the plot, is not installed",
-            '`pip install "personality[plots]"`, or leave out `--plot`',
+            f'`pip install "personality[plots]"`, or leave out `{option}`',
         ) from None
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from personality.manifests.canonical import digest
+from personality.manifests.personality_record import LayerRange
 from personality.manifests.record import Frozen, Record
 from personality.vectors.training.settings import TrainSettings
 
@@ -32,6 +33,22 @@ class AvoidOptions(Frozen):
     placebo: bool = True
 
 
+class PreventOptions(Frozen):
+    """A direction in activation space that acts while a run trains, so that the weights need not learn it.
+
+    Attributes:
+        vector: id of a steering vector of this repository.
+        label: its label, for people.
+        scale: at which it acts.
+        layers: in which it acts; None for its own.
+    """
+
+    vector: str
+    label: str
+    scale: float = 1.0
+    layers: LayerRange | None = None
+
+
 class TrainingJob(Record):
     """A run, from its data to its vector; kept beside its checkpoints so that it can be resumed.
 
@@ -46,6 +63,8 @@ class TrainingJob(Record):
         allow_repeats: train on examples that were used before.
         contrastive: train toward the behavior and away from it, and keep the difference.
         avoid: keep the updates out of a direction.
+        prevent: let a direction act while training, in both arms of a contrastive run.
+        promotes: id of the steering vector that the result is to stand in for; None for none.
         preflight: diagnose first.
         force: train even when the diagnosis says no-go.
         probe_rows: rows of each probe for the measures before and after; 0 for none.
@@ -64,9 +83,21 @@ class TrainingJob(Record):
     allow_repeats: bool = False
     contrastive: bool = False
     avoid: AvoidOptions | None = None
+    prevent: PreventOptions | None = None
+    promotes: str | None = None
     preflight: bool = True
     force: bool = False
     probe_rows: int | None = Field(default=40, ge=0)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Ids of the vectors that the result owes something to, each once."""
+        given = (
+            self.avoid.vector if self.avoid is not None else None,
+            self.prevent.vector if self.prevent is not None else None,
+            self.promotes,
+        )
+        return tuple(dict.fromkeys(vector for vector in given if vector is not None))
 
     def key(self, base: str, behavior_digest: str, general_digest: str, tools: dict[str, str]) -> str:
         """Identity of the run: equal jobs on equal data give equal bits, wherever the files lie.
@@ -79,6 +110,8 @@ class TrainingJob(Record):
         """
         what = self.as_json() | {"data": behavior_digest, "general": general_digest}
         # These decide whether a run takes place and what is looked at, not what comes out.
-        for name in ("force", "preflight", "probe_rows", "allow_repeats", "fresh", "skip", "examples"):
+        for name in ("force", "preflight", "probe_rows", "allow_repeats", "fresh", "skip", "examples", "promotes"):
             del what[name]
+        if self.prevent is None:  # runs that know nothing of it keep their identity
+            del what["prevent"]
         return digest({"job": what, "base": base, "tools": tools})[:16]

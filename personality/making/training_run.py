@@ -20,6 +20,7 @@ from personality.making.checkups import Checkups
 from personality.making.dose import dose_of
 from personality.making.health import measure_health
 from personality.making.ledger import check_fresh
+from personality.making.prevention import make_prevention
 from personality.making.run_folder import RunFolder, run_folder
 from personality.making.run_record import Measured, data_used, measures_of, training_record
 from personality.making.training_data import TrainingData, read_data
@@ -132,6 +133,7 @@ def _train(
     on_step: Callable[[StepReport], None] | None,
 ) -> Trained:
     """Diagnose, train, measure and store; the run's lock is held."""
+    prevention = make_prevention(repository, job)
     told("loading the base")
     # By way of the composer, so that what is trained is what is composed, whatever else lies in the folder.
     composer = composer_of(repository, Personality(base=repository.config().base))
@@ -150,7 +152,7 @@ def _train(
     main = processes.rank() == 0
     log = RunLog(folder.log, tensorboard) if main else None
     going_on = _begin(folder, job)
-    bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, going_on)
+    bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, going_on, prevention)
     try:
         arms = _train_arms(repository, bench, job, data, folder.path, told)
     except DivergedError:
@@ -319,7 +321,7 @@ def _store(
             command=f"train {job.behavior} --data {job.data.name}",
             description=known.description if known else "",
             measures=measures_of(before.probes, after.probes),
-            lineage=(job.avoid.vector,) if job.avoid is not None else (),
+            lineage=job.lineage,
         )
 
 
@@ -328,12 +330,17 @@ def check_job(job: TrainingJob) -> None:
 
     Raises:
         UsageError: no general data, or the behavior's own data in its place; a direction to avoid with weights in which
-            small corrections are rounded away.
+            small corrections are rounded away; a direction to prevent, and several processes.
     """
     if job.avoid is not None and job.settings.weights != "float32" and job.settings.lora_rank is None:
         raise UsageError(
             f"--avoid with --weights {job.settings.weights}: small corrections would be rounded away",
             "leave out `--weights`: float32 weights keep them",
+        )
+    if job.prevent is not None and processes.world() > 1:
+        raise UsageError(
+            f"--prevent with {processes.world()} processes: directions act in one process only",
+            "train with one process: leave out `accelerate launch`",
         )
     if job.general is None and job.settings.general_ratio > 0:
         raise UsageError(

@@ -74,7 +74,8 @@ class LayerFigures(Frozen):
         spectrum: share of the differences' energy along their first principal directions.
         redundancy: R² of the direction on those of the repository's other steering vectors; None without others.
         coefficient: of the unit direction at scale 1 when it acts in this layer alone; None when not calibrated.
-        effect: what scale 1 in this layer alone does to the behavior's probes, 0 to 1; None when not measured.
+        effect: mean change of the wanted decision's probability with the vector in this layer alone, at the scale of
+            the proof, −1 to 1; None when not measured.
     """
 
     layer: int
@@ -98,7 +99,8 @@ class ProbeEffect(Frozen):
         placebo: mean over the random directions; None without.
         placebo_best: of the random direction that changed it most in the steered direction; None without.
         prompted: with a system prompt, or earlier turns, that ask for the behavior; None without.
-        margins: the same four figures for the margin in nats per token, by `base`, `steered`, `placebo`, `prompted`.
+        margins: mean margin in nats per token, by `base`, `steered`, `placebo`, `prompted`.
+        probabilities: mean probability of the wanted opening, by the same names except `placebo`.
     """
 
     probe: str
@@ -109,6 +111,7 @@ class ProbeEffect(Frozen):
     placebo_best: float | None = None
     prompted: Figure | None = None
     margins: dict[str, float] = {}
+    probabilities: dict[str, float] = {}
 
 
 class SideEffects(Frozen):
@@ -118,13 +121,15 @@ class SideEffects(Frozen):
         tokens: reply tokens that were compared.
         kl_mean, kl_95: KL(base ‖ steered) per token, mean and 95th percentile over all reply tokens, nats.
         perplexity_before, perplexity_after: of the replies.
+
+    The figures of the steered model are None where it predicts NaN.
     """
 
     tokens: int
-    kl_mean: float
-    kl_95: float
+    kl_mean: float | None
+    kl_95: float | None
     perplexity_before: float
-    perplexity_after: float
+    perplexity_after: float | None
 
 
 class Proof(Frozen):
@@ -138,6 +143,8 @@ class Proof(Frozen):
         placebos: random directions of the same norm, in the same layers and at the same positions.
         prompt: the prompt of the baseline, or how it was made.
         prompt_wins: whether the prompt does more for the behavior than the vector; None without.
+        measured: on the behavior's probes; on held-out pairs, where passing means that the wanted reply is likelier per
+            token than the other; or on nothing.
         side_effects: on general text.
     """
 
@@ -148,6 +155,7 @@ class Proof(Frozen):
     placebos: int = 0
     prompt: str = ""
     prompt_wins: bool | None = None
+    measured: Literal["probes", "pairs", "nothing"] = "nothing"
     side_effects: SideEffects | None = None
 
 
@@ -156,16 +164,17 @@ class DosePoint(Frozen):
 
     Attributes:
         scale: of the vector.
-        kl_95: 95th percentile of KL(base ‖ steered) at the tokens where it acts, nats.
-        perplexity: of general replies.
+        kl_95: 95th percentile of KL(base ‖ steered) at the tokens where it acts, nats; None where the model predicts
+            NaN.
+        perplexity: of general replies; None as well.
         repetition: share of repeated 4-grams in greedy replies, 0 to 1.
         coherent: whether text still holds together.
         probes: share of passing replies by probe.
     """
 
     scale: float
-    kl_95: float
-    perplexity: float
+    kl_95: float | None
+    perplexity: float | None
     repetition: float
     coherent: bool
     probes: dict[str, float] = {}

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from personality.making.checkups import Checkups, repeated_grams
+from personality.evaluation.repetition import repeated_grams
+from personality.making.checkups import Checkups
 from personality.manifests.errors import DataError
 from personality.model import load_model, load_tokenizer
 from personality.playground.behaviors import general

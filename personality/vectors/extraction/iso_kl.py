@@ -1,4 +1,4 @@
-"""Iso-KL calibration: how far a steered model's predictions are from the base's, and the coefficient that gives 1 nat."""
+"""Iso-KL calibration: how far a steered model predicts from its base, and the coefficient that makes it 1 nat."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def percentile(values: Tensor, quantile: float = QUANTILE) -> float:
     high = min(low + 1, len(ordered) - 1)
     share = place - low
     below, above = float(ordered[low]), float(ordered[high])
-    return below if share == 0 else below + share * (above - below)
+    return below if share == 0 or below == above else below + share * (above - below)
 
 
 class BasePredictions:
@@ -259,14 +259,14 @@ def smallest_crossing(
             high = middle
         else:
             low = middle
-    best = min(seen, key=lambda at: abs(_off(seen[at], target)))
-    return Crossing(best, seen[best], len(seen))
+    nearest = min(seen, key=lambda at: abs(_off(seen[at], target)))
+    return Crossing(nearest, seen[nearest], len(seen))
 
 
 def _bracket(
     look: Callable[[float], float], start: float, most: float, target: float, more: Callable[[], bool]
 ) -> tuple[float, float | None]:
-    """low with a value below the target, and high above; None where nothing above was found."""
+    """An argument `low` with a value below the target, and high above; None where nothing above was found."""
     if look(start) >= target:
         high = start
         low = high / _GROWTH
@@ -294,7 +294,7 @@ def _between(low: float, high: float, seen: Mapping[float, float], target: float
     if not halve and below > 0 and math.isfinite(above):
         share = math.log(target / below) / math.log(above / below)
     share = min(max(share, 0.05), 0.95)
-    return low * (high / low) ** share
+    return low * math.exp(share * math.log(high / low))
 
 
 def calibrate_layer(

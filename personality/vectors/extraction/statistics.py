@@ -26,8 +26,9 @@ class DifferenceStatistics:
     """Running sums over the activations of pairs, for L layers of width d.
 
     With d⁺ and d⁻ the activations of a pair's texts, each sum is over the pairs and for each layer. Memory, whatever
-    the number of pairs: 24·L·d bytes of float64 sums, 4·L·d·2k of the sketches of rank k, 4·L·d·s of s sampled
-    differences; with k = 64 and s = 0 that is 0.2 GB for 64 layers of width 5120.
+    the number of pairs: 32·L·d bytes of float64 sums, 4·L·d·2k of the sketches of rank k, 4·L·d·s of s sampled
+    differences; for 64 layers of width 5120 that is 0.2 GB with k = 64 and s = 0, and 0.5 GB with s = 256. A block of
+    pairs on its way in (`capture.BLOCK`) takes 4·L·d·128 more.
 
     Args:
         layers: L.

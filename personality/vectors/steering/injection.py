@@ -91,4 +91,3 @@ def orthogonalized(given: Sequence[Injection]) -> tuple[Injection, ...]:
             item = given[index]
             result[index] = Injection(item.layer, vector, item.positions, item.mode, item.gate, item.label, item.scale)
     return tuple(result)
-

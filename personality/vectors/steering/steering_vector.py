@@ -108,8 +108,8 @@ def check(vector: SteeringVector) -> None:
     gate = vector.gate
     if gate is not None and (gate.direction.numel() not in widths or not bool(torch.isfinite(gate.direction).all())):
         raise IncompatibleError(
-            f"the condition's direction has width {gate.direction.numel()} or values that are no numbers; the vector has "
-            f"width {vector.width}",
+            f"the condition's direction has width {gate.direction.numel()} (the vector {vector.width}), or values that "
+            "are no numbers",
             "fit the condition again",
         )
     if vector.gate is not None and vector.gate.layer > min(vector.layers):

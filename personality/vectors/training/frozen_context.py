@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from personality.manifests.errors import UsageError
+from personality.vectors.steering.reply_starts import reply_starts
 from personality.vectors.training.batches import BatchItem, padded
 from personality.vectors.training.frozen_cache import FrozenCache
 from personality.vectors.training.objectives import token_log_probs
@@ -87,7 +88,9 @@ def frozen_response_log_probs(
     context_mask, rows = inputs["context_mask"], inputs["context_row"]
     filled = DynamicCache(config=_config(model))
     only_last: dict[str, Any] = {"logits_to_keep": 1} if keep_logits else {}
-    with torch.no_grad():
+    width = context_mask.shape[1]
+    # Where a model is steered: prompts end at the first token of the decision blocks, behind the whole context.
+    with torch.no_grad(), reply_starts([width + 1] * len(context_mask)):
         model(
             input_ids=inputs["context_ids"],
             attention_mask=context_mask,
@@ -100,13 +103,14 @@ def frozen_response_log_probs(
     block_mask = inputs["attention_mask"][:, :-1]
     lengths = context_mask.sum(-1)[rows]
     places = lengths.unsqueeze(-1) + torch.arange(block_mask.shape[1], device=block_mask.device)
-    outputs = model(
-        input_ids=inputs["input_ids"][:, :-1],
-        attention_mask=torch.cat([context_mask[rows], block_mask], dim=-1),
-        position_ids=places * block_mask,  # padding must not ask for positions that the model does not have
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with reply_starts([width + 1] * len(rows)):
+        outputs = model(
+            input_ids=inputs["input_ids"][:, :-1],
+            attention_mask=torch.cat([context_mask[rows], block_mask], dim=-1),
+            position_ids=places * block_mask,  # padding must not ask for positions that the model does not have
+            past_key_values=cache,
+            use_cache=True,
+        )
     if not cache.reads:
         raise UsageError(
             "the model did not read the frozen context",
@@ -135,10 +139,7 @@ def check_frozen_context(model: nn.Module, pad_id: int) -> None:
     try:
         with torch.no_grad():
             found, mask, _ = frozen_response_log_probs(model, inputs, keep_logits=False)
-            rows = [torch.tensor([example.chosen.ids], device=mask.device) for example in examples]
-            wanted = torch.cat(
-                [token_log_probs(model(input_ids=row, use_cache=False).logits[:, -5:-1], row[:, -4:]) for row in rows]
-            )
+            wanted = torch.cat([_full_log_probs(model, example.chosen, mask.device) for example in examples])
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UsageError(
             f"{type(model).__name__} cannot continue from a frozen context: {error}", "train with `--context full`"
@@ -152,6 +153,14 @@ def check_frozen_context(model: nn.Module, pad_id: int) -> None:
             "from those of a full pass",
             "train with `--context full`",
         )
+
+
+def _full_log_probs(model: nn.Module, row: Encoded, device: torch.device) -> Tensor:
+    """Float32 (1, R): what one full pass gives to the R tokens of an answer at the end."""
+    ids = torch.tensor([row.ids], device=device)
+    with reply_starts([row.start]):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return token_log_probs(logits[:, row.start - 1 : -1], ids[:, row.start :])
 
 
 def _device(model: nn.Module) -> torch.device:

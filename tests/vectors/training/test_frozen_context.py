@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from personality.manifests.errors import UsageError
-from personality.vectors.training.batches import BatchItem
+from personality.vectors.steering.hooks import steered
+from personality.vectors.steering.injection import Injection
+from personality.vectors.training.batches import BatchItem, collate
 from personality.vectors.training.frozen_cache import FrozenCache
 from personality.vectors.training.frozen_context import check_frozen_context, collate_frozen, frozen_response_log_probs
+from personality.vectors.training.response import response_log_probs
 from personality.vectors.training.tokens import Encoded, EncodedExample
 from tests.conftest import tiny_config
 
@@ -412,3 +415,22 @@ def test_pairs_share_one_reading() -> None:
     inputs = collate_frozen(mixed_batch(), 0)
     assert inputs["context_ids"].shape == (5, 11)
     assert inputs["context_row"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+
+
+# On a steered model
+
+
+@pytest.mark.parametrize("positions", ["all", "response", "decision"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3_5", "sliding"])
+def test_a_steered_model_is_steered_at_the_same_places(kind: str, positions: Any) -> None:
+    model, item = make_model(kind).eval(), mixed_batch()
+    inputs = collate_frozen(item, 0)
+    plain, mask, _ = frozen_response_log_probs(model, inputs, keep_logits=True)
+    with steered(model, [Injection(1, 3 * torch.randn(32, generator=torch.manual_seed(3)), positions, "add")]):
+        found, _, _ = frozen_response_log_probs(model, inputs, keep_logits=True)
+        full = collate(item, 0)
+        wanted, wanted_mask, _ = response_log_probs(model, full, keep_logits=True)
+        check_frozen_context(model, 0)
+    for row in range(len(found)):
+        torch.testing.assert_close(found[row][mask[row]], wanted[row][wanted_mask[row]], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found[mask], plain[mask], atol=0.01)

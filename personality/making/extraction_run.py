@@ -1,0 +1,345 @@
+"""`extract`: from pairs to a steering vector that is proven, calibrated and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from personality.composition.opening import composer_of
+from personality.environment import tool_versions
+from personality.evaluation.suite import Probe, read_suite
+from personality.making.contrasts import RawPairs, contrast_pairs, read_raw_pairs
+from personality.making.derived_directions import derive_directions, derived_separation
+from personality.making.extraction_job import ExtractionJob
+from personality.making.extraction_record import Choice, Found, layer_figures, steering_record
+from personality.making.vector_records import record_vector
+from personality.manifests.errors import DataError, IncompatibleError
+from personality.manifests.manifest import DataUsed, Making, Manifest
+from personality.manifests.names import check_behavior_name
+from personality.manifests.personality_record import Personality, Use
+from personality.manifests.repository import Repository
+from personality.manifests.steering_record import (
+    Condition,
+    Proof,
+    SteeringRecord,
+)
+from personality.model import load_composed, load_tokenizer, threads_for
+from personality.proving.calibration import calibrate
+from personality.proving.candidates import Source
+from personality.proving.condition import fit_condition
+from personality.proving.dose_response import DOSES
+from personality.proving.general_text import GeneralText, encode_general
+from personality.proving.layer_effects import layer_effects
+from personality.proving.proof import prove
+from personality.proving.roles import roles
+from personality.proving.search import halves, search
+from personality.vectors.extraction.directions import extract_directions
+from personality.vectors.extraction.passages import Pair, digest_pairs
+from personality.vectors.extraction.reading import Read, read_passages_alone
+from personality.vectors.extraction.separation import measure_separation
+from personality.vectors.steering.decoder_layers import text_config
+from personality.vectors.steering.steering_file import store_steering
+from personality.vectors.steering.steering_vector import Gate, SteeringVector
+from personality.vectors.training.examples import Example, read_examples
+
+_LONGEST = 2048
+_GENERAL_PAIRS = 200
+_REACHED = 0.9  # nats
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A finished extraction.
+
+    Attributes:
+        manifest: of the vector.
+        new: False when the same vector was there already.
+        seconds: that it took.
+        notes: what a user should know.
+    """
+
+    manifest: Manifest
+    new: bool
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def extract_behavior(
+    repository: Repository, job: ExtractionJob, *, on_stage: Callable[[str], None] | None = None
+) -> Extracted:
+    """Find a behavior's direction in the base's activations, prove it, calibrate it, and store it.
+
+    The repository's lock is held only while the result is stored; an interruption before leaves nothing.
+
+    Args:
+        repository: where.
+        job: what to do.
+        on_stage: told what is being done.
+
+    Raises:
+        DataError, NotFoundError: for files that cannot be used, naming file and line.
+        UsageError, IncompatibleError: for a context, position, layer or mode that does not suit pairs or base.
+    """
+    told = on_stage or (lambda stage: None)
+    check_behavior_name(job.behavior)
+    started = time.monotonic()
+    told("loading the base")
+    base = Personality(base=repository.config().base)
+    composer = composer_of(repository, base)
+    tokenizer = load_tokenizer(composer.base.folder)
+    raw = read_raw_pairs(job, chat=bool(tokenizer.chat_template))
+    model = load_composed(composer)
+    probes = _probes(repository, job)
+    notes: list[str] = []
+    general = _general(job, raw, tokenizer, model, notes)
+    with threads_for(model):
+        told("reading activations")
+        found = _derived(repository, job, raw, model, tokenizer) if job.source else _read(job, raw, model, tokenizer)
+        choice = _choose(job, found, model, tokenizer, probes, general, told, notes)
+        gate, condition = _condition(job, choice, model, tokenizer, told)
+        told("finding what scale 1 means")
+        calibrated = calibrate(
+            model,
+            tokenizer,
+            general,
+            _by_layer(choice.found.extraction.directions),
+            positions=choice.positions,
+            mode=job.mode,
+            layers=choice.layers,
+            activations=dict(enumerate(choice.found.extraction.activation_norm.tolist())),
+            gate=gate,
+            probes=probes if job.prove else (),
+            scales=sorted({*DOSES, choice.scale}),
+        )
+        if calibrated.calibration.kl_95 < _REACHED:
+            notes.append(
+                f"1 nat is out of reach: at scale 1 the vector moves 95% of the tokens by at most "
+                f"{calibrated.calibration.kl_95:.3g} nats, and more of it does not move them further"
+            )
+        proof, effects = None, dict[int, float]()
+        if job.prove:
+            told("proving it")
+            # What a search has chosen by proves nothing.
+            fresh = halves(probes)[1] if choice.rows else probes
+            proof = _prove(repository, job, raw, choice, calibrated.vector, model, tokenizer, general, fresh)
+            base_shares = {item.probe: item.base.value for item in proof.effects}
+            wanted = roles(job.behavior, probes, base_shares).wanted if probes else ()
+            raised = [probe for probe in probes if probe.name in wanted]
+            effects = layer_effects(model, tokenizer, raised, calibrated.vector, choice.scale)
+    told("storing the vector")
+    figures = layer_figures(repository, job, choice.found, calibrated.coefficients, effects)
+    record = steering_record(job, raw, choice, figures, condition, calibrated.calibration, proof)
+    return _store(repository, job, raw, calibrated.vector, record, choice, started, notes)
+
+
+def _probes(repository: Repository, job: ExtractionJob) -> list[Probe]:
+    """The behavior's own probes and the general suite; none where the behavior has none."""
+    behavior = repository.behaviors().get(job.behavior)
+    if behavior is None or not behavior.probes:
+        return []
+    return read_suite(repository, [job.behavior], job.probe_rows)
+
+
+def _general(job: ExtractionJob, raw: RawPairs, tokenizer: Any, model: Any, notes: list[str]) -> GeneralText:
+    if job.general is not None:
+        return encode_general(tokenizer, read_examples(job.general, need_rejected=False), max_length=_most(job, model))
+    examples = [
+        Example(pair.negative.prompt, pair.negative.response, where=pair.where)
+        for pair in raw.file.pairs[:_GENERAL_PAIRS]
+        if pair.negative.response is not None
+    ]
+    if not examples:
+        raise DataError(
+            f"{job.pairs} has no replies by which scale 1 could be found",
+            "give general examples, a prompt and a reply a line: `--general FILE`",
+        )
+    notes.append("scale 1 was found on the pairs' own texts: with `--general FILE` scales compare between vectors")
+    return encode_general(tokenizer, examples, max_length=_most(job, model))
+
+
+def _most(job: ExtractionJob, model: Any) -> int:
+    known = getattr(text_config(model), "max_position_embeddings", None) or _LONGEST
+    return job.max_length or min(_LONGEST, int(known))
+
+
+def _read(job: ExtractionJob, raw: RawPairs, model: Any, tokenizer: Any) -> list[Found]:
+    found = []
+    for pairs in contrast_pairs(job, raw, tokenizer, _most(job, model)):
+        extraction = extract_directions(model, pairs.learn, method=job.method, denoise=job.denoise)
+        separation = measure_separation(model, pairs.test, extraction)
+        found.append(Found(pairs.context, pairs.read, extraction, separation, tuple(pairs.degenerate)))
+    return found
+
+
+def _derived(repository: Repository, job: ExtractionJob, raw: RawPairs, model: Any, tokenizer: Any) -> list[Found]:
+    """Directions of what a task vector does to the activations of the pairs' positive texts."""
+    assert job.source is not None
+    manifest = next(item for item in repository.manifests() if item.id == job.source.vector)
+    use = Use(behavior=manifest.behavior, number=manifest.number, vector=manifest.id, scale=1.0)
+    personality = Personality(base=repository.config().base, uses=(use,))
+    composed = load_composed(composer_of(repository, personality))
+    reads: tuple[Read, ...] = (job.read,) if job.read else ("decision", "response")
+    found = []
+    for read in reads:
+        learn, test = (
+            read_passages_alone(tokenizer, [pair.positive for pair in pairs], read, max_length=_most(job, model))
+            for pairs in (raw.learn, raw.test)
+        )
+        extraction = derive_directions(model, composed, learn, method=job.method, denoise=job.denoise)
+        where = [pair.where for pair in raw.test]
+        separation = derived_separation(model, composed, test, extraction, where)
+        found.append(Found("version", read, extraction, separation, ()))
+    return found
+
+
+def _choose(
+    job: ExtractionJob,
+    found: Sequence[Found],
+    model: Any,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    general: GeneralText,
+    told: Callable[[str], None],
+    notes: list[str],
+) -> Choice:
+    """What to keep: by search, or the first contrast in the layers and at the positions that are usual for it."""
+    layers = _layers(job, found[0])
+    if job.auto and probes:
+        told("searching")
+        best = search(
+            model,
+            tokenizer,
+            job.behavior,
+            probes,
+            [
+                Source(
+                    item.name,
+                    item.extraction.directions,
+                    item.extraction.activation_norm,
+                    item.merit,
+                    item.separation.correct / item.separation.texts,
+                )
+                for item in found
+            ],
+            general,
+            mode=job.mode,
+            positions=(job.positions,) if job.positions else ("all", "response", "decision"),
+            layers=layers or None,
+        )
+        chosen = next(item for item in found if item.name == best.best.source)
+        return Choice(chosen, best.best.positions, best.best.layers, best.best.scale, best.rows)
+    chosen = max(found, key=lambda item: float(item.merit.max()))
+    positions = job.positions or ("decision" if chosen.read == "decision" else "response")
+    if not layers:
+        # Layers that tell texts apart alike well: the later one, whose shift less of the model can undo.
+        merit = chosen.merit
+        layers = (int((merit >= 0.98 * merit.max()).nonzero()[-1]),)
+        notes.append(f"layer {layers[0]} was chosen by held-out separation and consistency, not by what it does")
+    return Choice(chosen, positions, layers, 1.0, ())
+
+
+def _layers(job: ExtractionJob, found: Found) -> tuple[int, ...]:
+    if job.layers is None:
+        return ()
+    count = len(found.extraction.directions)
+    if job.layers.last >= count:
+        raise IncompatibleError(
+            f"--layers {job.layers}: the base has layers 0-{count - 1}", f"choose layers within 0-{count - 1}"
+        )
+    return tuple(range(job.layers.first, job.layers.last + 1))
+
+
+def _condition(
+    job: ExtractionJob, choice: Choice, model: Any, tokenizer: Any, told: Callable[[str], None]
+) -> tuple[Gate | None, Condition | None]:
+    if job.when is None or job.unless is None:
+        return None, None
+    told("finding the condition")
+    prompts = [[item.prompt for item in read_examples(path, need_rejected=False)] for path in (job.when, job.unless)]
+    return fit_condition(model, tokenizer, *prompts, last_layer=min(choice.layers), seed=job.seed)
+
+
+def _by_layer(directions: Tensor) -> dict[int, Tensor]:
+    """Directions float32 (L, d) by layer, without layers in which nothing differs."""
+    return {layer: direction for layer, direction in enumerate(directions) if bool(direction.any())}
+
+
+def _prove(
+    repository: Repository,
+    job: ExtractionJob,
+    raw: RawPairs,
+    choice: Choice,
+    vector: SteeringVector,
+    model: Any,
+    tokenizer: Any,
+    general: GeneralText,
+    probes: Sequence[Probe],
+) -> Proof:
+    triplets = raw.file.form == "triplets"
+    known = repository.behaviors().get(job.behavior)
+    return prove(
+        model,
+        tokenizer,
+        job.behavior,
+        vector,
+        general,
+        probes,
+        scale=choice.scale,
+        separation={layer: choice.found.separated(layer) for layer in choice.layers},
+        held_out=raw.test if triplets else (),
+        pairs=raw.learn if triplets else (),
+        systems=list(dict.fromkeys(positive for positive, _ in raw.prompts if positive is not None)),
+        description=known.description if known else "",
+        count=job.placebos,
+        seed=job.seed,
+    )
+
+
+def _store(
+    repository: Repository,
+    job: ExtractionJob,
+    raw: RawPairs,
+    vector: SteeringVector,
+    record: SteeringRecord,
+    choice: Choice,
+    started: float,
+    notes: list[str],
+) -> Extracted:
+    paths = {"pairs": job.pairs, "general": job.general, "prompts": job.prompts, "when": job.when, "unless": job.unless}
+    settings = job.model_dump(mode="json", exclude={"behavior", "source", *paths})
+    with repository.writing():
+        stored = store_steering(repository, vector)
+        known = repository.behaviors().get(job.behavior)
+        seconds = time.monotonic() - started
+        manifest, new = record_vector(
+            repository,
+            job.behavior,
+            repository.config().base,
+            stored,
+            Making(
+                how="extract",
+                source=job.source.label if job.source else "",
+                settings={**settings, **{f"{name} file": path.name for name, path in paths.items() if path}},
+                data=(_data_used(job, raw.learn),),
+                tools=tool_versions(),
+                seconds=round(seconds, 3),
+            ),
+            command=f"extract {job.behavior} --pairs {job.pairs.name}",
+            steering=record,
+            description=known.description if known else "",
+            lineage=(job.source.vector,) if job.source else (),
+            suggested_scale=(choice.scale, choice.scale) if choice.rows else None,
+        )
+    return Extracted(manifest, new, seconds, tuple(notes))
+
+
+def _data_used(job: ExtractionJob, pairs: Sequence[Pair]) -> DataUsed:
+    sides: dict[str, int] = {}
+    for pair in pairs:
+        if pair.side is not None:
+            sides[pair.side] = sides.get(pair.side, 0) + 1
+    return DataUsed(role="behavior", name=job.pairs.name, digest=digest_pairs(pairs), examples=len(pairs), sides=sides)

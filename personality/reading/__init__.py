@@ -1,0 +1,1 @@
+"""Reading a text: how far its activations lie along vectors' directions."""
