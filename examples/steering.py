@@ -62,6 +62,7 @@ def main(root: Path) -> None:
     settings = make_settings(**repository.config().training)
     training = TrainingJob(behavior="listening", data=pairs, general=general, settings=settings, examples=50)
     promoted = promote(repository, training)
+    assert promoted.recorded is not None  # None when the guard stopped the training
     print(f"{promoted.recorded.label}: {promoted.recorded.version.personality}")
 
 

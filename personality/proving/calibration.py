@@ -14,7 +14,8 @@ from personality.manifests.errors import IncompatibleError
 from personality.manifests.steering_record import Calibration, Mode, Positions
 from personality.proving.dose_response import DOSES, Coherence, OnStep, coherent_to, dose_response
 from personality.proving.general_text import GeneralText
-from personality.vectors.extraction.iso_kl import BasePredictions, Crossing, calibrate_layers, joint_factor
+from personality.vectors.extraction.base_predictions import BasePredictions
+from personality.vectors.extraction.iso_kl import Crossing, calibrate_layers, joint_factor
 from personality.vectors.steering.injection import injections
 from personality.vectors.steering.steering_vector import Gate, SteeringVector
 from personality.vectors.training.tokens import pad_id

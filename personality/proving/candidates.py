@@ -16,6 +16,7 @@ SIMPLEST: tuple[Positions, ...] = ("all", "response", "decision")
 at the decision only must also stop."""
 
 MOST_LAYERS = 12
+_SCALES, _ALIKE = 2, 3
 
 SEPARATES = 0.9
 """Share of held-out texts that a direction must tell apart to be proven."""
@@ -69,12 +70,17 @@ def setting(candidate: Candidate) -> Setting:
 
 
 def varied(ranked: Iterable[Candidate], count: int) -> list[Candidate]:
-    """The first few, at most two scales of one setting among them."""
-    taken: dict[Setting, int] = {}
+    """The first few that differ: at most two scales of one setting, and three of the same positions and layers, since
+    contrasts of one behavior often give nearly the same direction.
+    """
+    settings: dict[Setting, int] = {}
+    places: dict[tuple[Positions, tuple[int, ...]], int] = {}
     found: list[Candidate] = []
     for candidate in ranked:
-        if len(found) < count and taken.get(setting(candidate), 0) < 2:
-            taken[setting(candidate)] = taken.get(setting(candidate), 0) + 1
+        own, place = setting(candidate), (candidate.positions, candidate.layers)
+        if len(found) < count and settings.get(own, 0) < _SCALES and places.get(place, 0) < _ALIKE:
+            settings[own] = settings.get(own, 0) + 1
+            places[place] = places.get(place, 0) + 1
             found.append(candidate)
     return found
 

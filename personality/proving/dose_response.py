@@ -11,7 +11,7 @@ from personality.evaluation.repetition import repetition
 from personality.evaluation.suite import Probe
 from personality.manifests.steering_record import DosePoint
 from personality.proving.general_text import GeneralText
-from personality.vectors.extraction.iso_kl import BasePredictions
+from personality.vectors.extraction.base_predictions import BasePredictions
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import Injection, injections
 from personality.vectors.steering.steering_vector import SteeringVector

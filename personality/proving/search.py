@@ -21,7 +21,7 @@ SCALES = (0.35, 0.5, 0.55, 0.6, 0.65, 0.7, 0.85, 1.0, 1.5, 2.0, 3.0)
 CLOSE = 0.02
 """Scores within two points count alike; then the simplest wins."""
 
-_FINALISTS = 10
+_FINALISTS = 12
 _GREEDY_ROWS = 24
 _COARSE = slice(1, None, 3)  # of the scales: what is looked at first
 _FINE = 12  # best settings that are looked at at every scale
@@ -70,11 +70,11 @@ def search(
     """Choose where and how strongly directions act, by half of the probes' rows.
 
     Every source, position and layer is calibrated and looked at by teacher forcing at a few scales; then pairs of
-    neighboring layers around the best; the best dozen at every scale. Greedy replies decide between the ten best, among
-    them three of each kind of positions. The score is what the wanted probes gain on average, less what the other side
-    of a judgment loses, less what general ability loses beyond two points, less ten points for a direction that does
-    not tell held-out texts apart. Of scores within two points the simplest wins: what acts everywhere, in fewer layers;
-    then what has the wanted decisions safest. Nothing is drawn at random.
+    neighboring layers around the best; the best dozen at every scale. Greedy replies decide between the twelve best,
+    four of each kind of positions among them. The score is what the wanted probes gain on average, less what the other
+    side of a judgment loses, less what general ability loses beyond two points, less ten points for a direction that
+    does not tell held-out texts apart. Of scores within two points the simplest wins: what acts everywhere, in fewer
+    layers; then what has the wanted decisions safest. Nothing is drawn at random.
 
     Args:
         model: the base, unsteered, in evaluation mode.

@@ -8,7 +8,7 @@ from typing import Any
 
 from personality.manifests.steering_record import SideEffects
 from personality.proving.dose_response import finite_exp
-from personality.vectors.extraction.iso_kl import BasePredictions
+from personality.vectors.extraction.base_predictions import BasePredictions
 from personality.vectors.steering.injection import Injection
 
 

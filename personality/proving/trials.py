@@ -14,13 +14,14 @@ from personality.proving.candidates import SIMPLEST, Candidate, Setting, Source,
 from personality.proving.general_text import GeneralText
 from personality.proving.quick_figures import QuickFigure, QuickFigures
 from personality.proving.roles import Roles, score
-from personality.vectors.extraction.iso_kl import BasePredictions, calibrate_layer, joint_factor
+from personality.vectors.extraction.base_predictions import BasePredictions
+from personality.vectors.extraction.iso_kl import calibrate_layer, joint_factor
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import Injection, injections
 from personality.vectors.steering.steering_vector import SteeringVector
 from personality.vectors.training.tokens import pad_id
 
-_EACH = 3  # finalists that each kind of positions has, whatever the others do
+_EACH = 4  # finalists that each kind of positions has, whatever the others do
 _QUICK_ROWS, _QUICK_GENERAL = 12, 6  # of each probe
 _BLIND_ROWS = 6  # of a probe without replies and openings
 _TOKENS = 256
@@ -99,7 +100,7 @@ class Trials:
         return sorted(self._tried, key=lambda candidate: (-self._tried[candidate], effort(candidate)))
 
     def finalists(self, count: int) -> list[tuple[Candidate, float]]:
-        """The best few of each kind of positions, then the best of all; at most two scales of one setting."""
+        """The best few of each kind of positions, then the best of all; see `varied`."""
         found: list[Candidate] = []
         ranked = self.ranked()
         for place in SIMPLEST:

@@ -41,6 +41,8 @@ def test_the_simpler_comes_first_and_a_setting_takes_two_places_at_most() -> Non
     assert min([decision, everywhere], key=effort) is everywhere
     scales = [Candidate("a", "all", (1,), scale) for scale in (1.0, 0.5, 2.0)]
     assert varied([*scales, decision], 4) == [*scales[:2], decision]
+    alike = [Candidate(name, "all", (1,), 1.0) for name in "abcd"]
+    assert varied([*alike, decision], 4) == [*alike[:3], decision]
 
 
 def test_a_direction_that_does_not_separate_is_not_trusted() -> None:
