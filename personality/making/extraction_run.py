@@ -12,21 +12,22 @@ from torch import Tensor
 from personality.composition.opening import composer_of
 from personality.environment import tool_versions
 from personality.evaluation.suite import Probe, read_suite
-from personality.making.contrasts import RawPairs, contrast_pairs, read_raw_pairs
-from personality.making.derived_directions import derive_directions, derived_separation
+from personality.making.contrasts import RawPairs, read_raw_pairs
 from personality.making.extraction_job import ExtractionJob
 from personality.making.extraction_record import Choice, Found, layer_figures, steering_record
+from personality.making.found_directions import found_directions, longest_text
 from personality.making.vector_records import record_vector
 from personality.manifests.errors import DataError, IncompatibleError
 from personality.manifests.manifest import DataUsed, Making, Manifest
 from personality.manifests.names import check_behavior_name
-from personality.manifests.personality_record import Personality, Use
+from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.manifests.steering_record import (
     Condition,
     Proof,
     SteeringRecord,
 )
+from personality.manifests.transaction import commit
 from personality.model import load_composed, load_tokenizer, threads_for
 from personality.proving.calibration import calibrate
 from personality.proving.candidates import Source
@@ -37,16 +38,11 @@ from personality.proving.layer_effects import layer_effects
 from personality.proving.proof import prove
 from personality.proving.roles import roles
 from personality.proving.search import halves, search
-from personality.vectors.extraction.directions import extract_directions
 from personality.vectors.extraction.passages import Pair, digest_pairs
-from personality.vectors.extraction.reading import Read, read_passages_alone
-from personality.vectors.extraction.separation import measure_separation
-from personality.vectors.steering.decoder_layers import text_config
 from personality.vectors.steering.steering_file import store_steering
 from personality.vectors.steering.steering_vector import Gate, SteeringVector
 from personality.vectors.training.examples import Example, read_examples
 
-_LONGEST = 2048
 _GENERAL_PAIRS = 200
 _REACHED = 0.9  # nats
 
@@ -98,7 +94,7 @@ def extract_behavior(
     general = _general(job, raw, tokenizer, model, notes)
     with threads_for(model):
         told("reading activations")
-        found = _derived(repository, job, raw, model, tokenizer) if job.source else _read(job, raw, model, tokenizer)
+        found = found_directions(repository, job, raw, model, tokenizer)
         choice = _choose(job, found, model, tokenizer, probes, general, told, notes)
         gate, condition = _condition(job, choice, model, tokenizer, told)
         told("finding what scale 1 means")
@@ -145,8 +141,9 @@ def _probes(repository: Repository, job: ExtractionJob) -> list[Probe]:
 
 
 def _general(job: ExtractionJob, raw: RawPairs, tokenizer: Any, model: Any, notes: list[str]) -> GeneralText:
+    most = longest_text(job, model)
     if job.general is not None:
-        return encode_general(tokenizer, read_examples(job.general, need_rejected=False), max_length=_most(job, model))
+        return encode_general(tokenizer, read_examples(job.general, need_rejected=False), max_length=most)
     examples = [
         Example(pair.negative.prompt, pair.negative.response, where=pair.where)
         for pair in raw.file.pairs[:_GENERAL_PAIRS]
@@ -158,42 +155,7 @@ def _general(job: ExtractionJob, raw: RawPairs, tokenizer: Any, model: Any, note
             "give general examples, a prompt and a reply a line: `--general FILE`",
         )
     notes.append("scale 1 was found on the pairs' own texts: with `--general FILE` scales compare between vectors")
-    return encode_general(tokenizer, examples, max_length=_most(job, model))
-
-
-def _most(job: ExtractionJob, model: Any) -> int:
-    known = getattr(text_config(model), "max_position_embeddings", None) or _LONGEST
-    return job.max_length or min(_LONGEST, int(known))
-
-
-def _read(job: ExtractionJob, raw: RawPairs, model: Any, tokenizer: Any) -> list[Found]:
-    found = []
-    for pairs in contrast_pairs(job, raw, tokenizer, _most(job, model)):
-        extraction = extract_directions(model, pairs.learn, method=job.method, denoise=job.denoise)
-        separation = measure_separation(model, pairs.test, extraction)
-        found.append(Found(pairs.context, pairs.read, extraction, separation, tuple(pairs.degenerate)))
-    return found
-
-
-def _derived(repository: Repository, job: ExtractionJob, raw: RawPairs, model: Any, tokenizer: Any) -> list[Found]:
-    """Directions of what a task vector does to the activations of the pairs' positive texts."""
-    assert job.source is not None
-    manifest = next(item for item in repository.manifests() if item.id == job.source.vector)
-    use = Use(behavior=manifest.behavior, number=manifest.number, vector=manifest.id, scale=1.0)
-    personality = Personality(base=repository.config().base, uses=(use,))
-    composed = load_composed(composer_of(repository, personality))
-    reads: tuple[Read, ...] = (job.read,) if job.read else ("decision", "response")
-    found = []
-    for read in reads:
-        learn, test = (
-            read_passages_alone(tokenizer, [pair.positive for pair in pairs], read, max_length=_most(job, model))
-            for pairs in (raw.learn, raw.test)
-        )
-        extraction = derive_directions(model, composed, learn, method=job.method, denoise=job.denoise)
-        where = [pair.where for pair in raw.test]
-        separation = derived_separation(model, composed, test, extraction, where)
-        found.append(Found("version", read, extraction, separation, ()))
-    return found
+    return encode_general(tokenizer, examples, max_length=most)
 
 
 def _choose(
@@ -334,7 +296,18 @@ def _store(
             lineage=(job.source.vector,) if job.source else (),
             suggested_scale=(choice.scale, choice.scale) if choice.rows else None,
         )
+        if not new:
+            manifest = _completed(repository, manifest, record)
     return Extracted(manifest, new, seconds, tuple(notes))
+
+
+def _completed(repository: Repository, known: Manifest, record: SteeringRecord) -> Manifest:
+    """A vector that was stored without a proof gets the one that was made now; its tensors are the same."""
+    if known.steering is None or known.steering.proof is not None or record.proof is None:
+        return known
+    manifest = known.model_copy(update={"steering": record})
+    commit(repository, f"prove {known.label}", {f"manifests/{known.id}.json": manifest.to_bytes().decode()})
+    return manifest
 
 
 def _data_used(job: ExtractionJob, pairs: Sequence[Pair]) -> DataUsed:

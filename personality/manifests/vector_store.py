@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from personality.manifests.atomic import sync, temporary_beside
 from personality.manifests.canonical import digest, short
+from personality.manifests.digest_cache import remembered
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter
@@ -102,6 +103,30 @@ def open_vector(repository: Repository, vector_id: str, label: str) -> tuple[Ten
         )
     file = TensorFile(path)
     return file, read_header(file, f"`{label}` ({short(vector_id)})")
+
+
+def open_verified(
+    repository: Repository, vector_id: str, label: str, *, reread: bool = False
+) -> tuple[TensorFile, dict[str, Any]]:
+    """Open a stored vector and check that its content is what its id says.
+
+    Args:
+        repository, vector_id, label: see `open_vector`.
+        reread: hash the file even when it has not been touched since it was last hashed.
+
+    Raises:
+        NotFoundError, CorruptError: see `open_vector`, and for content that was changed.
+    """
+    file, header = open_vector(repository, vector_id, label)
+    cache = None if reread else repository.cache
+    found = remembered(cache, "vector", [file.path], lambda: content_digest(file, header))
+    if found != vector_id:
+        raise CorruptError(
+            f"`{label}` was tampered with or damaged: its tensors have the digest {short(found)}, "
+            f"its id is {short(vector_id)} ({file.path})",
+            "copy the file again from where it was made, or make the vector again",
+        )
+    return file, header
 
 
 def vector_kind(repository: Repository, vector_id: str, label: str) -> str:

@@ -7,12 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from personality.manifests.canonical import short
-from personality.manifests.digest_cache import remembered
 from personality.manifests.errors import CorruptError, UsageError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec
-from personality.manifests.vector_store import content_digest, open_vector
+from personality.manifests.vector_store import open_verified
 from personality.vectors import delta, low_rank
 from personality.vectors.delta import DeltaVector
 from personality.vectors.low_rank import LowRankVector
@@ -55,15 +53,7 @@ def open_task_vector(repository: Repository, vector_id: str, label: str, *, rere
         CorruptError: when it is damaged, tampered with or of an unknown encoding.
         UsageError: when it is a steering vector.
     """
-    file, header = open_vector(repository, vector_id, label)
-    cache = None if reread else repository.cache
-    found = remembered(cache, "vector", [file.path], lambda: content_digest(file, header))
-    if found != vector_id:
-        raise CorruptError(
-            f"`{label}` was tampered with or damaged: its tensors have the digest {short(found)}, "
-            f"its id is {short(vector_id)} ({file.path})",
-            "copy the file again from where it was made, or make the vector again",
-        )
+    file, header = open_verified(repository, vector_id, label, reread=reread)
     if header.get("kind") == "steering":
         raise UsageError(
             f"`{label}` is a steering vector: it acts on activations and holds no change of weights",

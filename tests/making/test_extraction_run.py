@@ -27,7 +27,7 @@ def job(root: Path, behavior: str = "listening", **changes: Any) -> ExtractionJo
     given: dict[str, Any] = {
         "pairs": root / f"data/{behavior}.jsonl",
         "prompts": root / f"data/{behavior}.prompts.json",
-        "general": root / "data/general.jsonl",
+        "general": few(root / "data/general.jsonl"),
         "examples": 24,
         "probe_rows": 6,
         "placebos": 1,
@@ -35,6 +35,13 @@ def job(root: Path, behavior: str = "listening", **changes: Any) -> ExtractionJo
         "prove": False,
     }
     return ExtractionJob(behavior=behavior, **{**given, **changes})
+
+
+def few(path: Path) -> Path:
+    """The first examples of a file, in a file of their own."""
+    target = path.with_suffix(".few.jsonl")
+    target.write_text("".join(path.read_text().splitlines(keepends=True)[:16]))
+    return target
 
 
 def last(**changes: Any) -> dict[str, Any]:
@@ -80,6 +87,21 @@ def test_without_a_search_the_choice_is_told(repository_copy: Path) -> None:
     assert record.contrast is not None
     assert record.contrast.pairs + record.contrast.held_out == 24
     assert record.contrast.shots == 2
+
+
+def test_a_proof_can_be_made_later(repository_copy: Path) -> None:
+    repository = Repository(repository_copy)
+    asked = job(repository_copy, **last(), positions="decision")
+    first = extract_behavior(repository, asked).manifest
+    proven = extract_behavior(repository, asked.model_copy(update={"prove": True}))
+    assert first.steering is not None
+    assert proven.manifest.steering is not None
+    assert (proven.new, proven.manifest.id, proven.manifest.number) == (False, first.id, first.number)
+    assert first.steering.proof is None
+    assert proven.manifest.steering.proof is not None
+    assert next(item for item in repository.manifests() if item.id == first.id) == proven.manifest
+    # And is not lost when it is extracted without one again.
+    assert extract_behavior(repository, asked).manifest == proven.manifest
 
 
 def test_several_layers_together_are_as_strong_as_one(repository_copy: Path) -> None:

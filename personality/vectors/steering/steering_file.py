@@ -7,12 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from personality.manifests.canonical import short
-from personality.manifests.digest_cache import remembered
 from personality.manifests.errors import CorruptError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec
-from personality.manifests.vector_store import content_digest, open_vector, storing
+from personality.manifests.vector_store import open_verified, storing
 from personality.vectors.steering.steering_vector import Gate, SteeringVector, check
 from personality.vectors.tensors import read_tensor, tensor_bytes
 
@@ -94,15 +92,7 @@ def open_steering(repository: Repository, vector_id: str, label: str, *, reread:
         NotFoundError: when its file is missing.
         CorruptError: when it is damaged, tampered with, or no steering vector.
     """
-    file, header = open_vector(repository, vector_id, label)
-    cache = None if reread else repository.cache
-    found = remembered(cache, "vector", [file.path], lambda: content_digest(file, header))
-    if found != vector_id:
-        raise CorruptError(
-            f"`{label}` was tampered with or damaged: its tensors have the digest {short(found)}, "
-            f"its id is {short(vector_id)} ({file.path})",
-            "copy the file again from where it was made, or make the vector again",
-        )
+    file, header = open_verified(repository, vector_id, label, reread=reread)
     if header.get("encoding") != ENCODING:
         raise CorruptError(
             f"`{label}` is recorded as a steering vector, its file has the encoding {header.get('encoding')!r}",
