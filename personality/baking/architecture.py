@@ -11,6 +11,9 @@ from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.dtypes import COMPOSABLE
 from personality.vectors.layers import layer_of
 
+_SCALE_DEPTH = 1.4
+"""What transformers takes where a MiniCPM3 configuration does not say."""
+
 
 class Architecture:
     """A base's configuration and the names, dtypes and shapes of its tensors.
@@ -79,13 +82,25 @@ class Architecture:
 
     @property
     def output_factor(self) -> float:
-        """What a decoder layer multiplies its MLP's output by before adding it to the residual stream."""
+        """What a decoder layer multiplies its MLP's output by before adding it to the residual stream.
+
+        Raises:
+            IncompatibleError: when that is 0, so that nothing behind the MLP reaches the stream.
+        """
         text = self.text
+        factor = 1.0
         if self.model_type in ("granite", "granite_swa"):
-            return float(text.get("residual_multiplier", 1.0))
-        if self.model_type == "minicpm3":
-            return float(text.get("scale_depth", 1.0)) / math.sqrt(int(text["num_hidden_layers"]))
-        return 1.0
+            factor = float(text.get("residual_multiplier", 1.0))
+        elif self.model_type == "minicpm3":
+            depth = text.get("scale_depth", _SCALE_DEPTH)
+            # Null stands for √L, which leaves the output as it is.
+            factor = 1.0 if depth is None else float(depth) / math.sqrt(int(text["num_hidden_layers"]))
+        if factor == 0:
+            raise IncompatibleError(
+                f"this `{self.model_type}` model multiplies its MLP's output by 0: what is added there is lost",
+                "check `residual_multiplier` or `scale_depth` in its config.json",
+            )
+        return factor
 
     def share_of(self, elements: int) -> float:
         """So many elements as a share of the model's."""

@@ -12,6 +12,7 @@ from personality.baking.architecture import Architecture
 from personality.baking.baked_weights import BakedWeights
 from personality.baking.routes import ALTERNATIVES, route_for
 from personality.baking.weights import Weights
+from personality.composition.opening import steering_of
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import Personality, Use
 from personality.manifests.repository import Repository
@@ -23,6 +24,11 @@ _WHERE = {
     "response": "only where it predicts the reply (`response`)",
     "decision": "only at the last token of the prompt (`decision`)",
 }
+
+_SCALE_SLACK = 1.05
+"""Greatest scale that a proof covers, as a multiple of the one at which it was made."""
+_TURN_SLACK = 1e-3
+"""Greatest change of a direction, as a share of its length, that counts as none."""
 
 
 def bake(weights: Weights, injections: Sequence[Injection], dtype: torch.dtype) -> BakedWeights:
@@ -73,17 +79,19 @@ def check_proven(repository: Repository, personality: Personality) -> None:
         IncompatibleError: naming the first, and what its proof lacks.
     """
     manifests = {manifest.id: manifest for manifest in repository.manifests()}
+    turned = _turned(repository, personality)
     for use in personality.uses:
         manifest = manifests.get(use.vector)
         if manifest is None or manifest.steering is None or use.scale == 0:
             continue
-        lacking = _lacking(manifest.steering, use)
+        lacking = _lacking(manifest.steering, use) or turned.get(use.label, "")
         if not lacking:
             continue
         raise IncompatibleError(
             f"`{use.label}` is not proven ({lacking}), and a baked vector is always on",
-            "extract it again with probes to prove it by, or train it into the weights (`persona promote "
-            f"{use.behavior}`); bake it all the same: `--bake-unproven`; export without it: `--without-steering`",
+            "use it as it was proven, extract it again with probes to prove it by, or train it into the weights "
+            f"(`persona promote {use.behavior}`); bake it all the same: `--bake-unproven`; export without it: "
+            "`--without-steering`",
         )
 
 
@@ -95,4 +103,24 @@ def _lacking(steering: SteeringRecord, use: Use) -> str:
         return "; ".join(steering.proof.reasons)
     if use.layers is not None and tuple(range(use.layers.first, use.layers.last + 1)) != steering.layers:
         return f"it was proven in layer {listed(steering.layers)} and is used in {use.layers}"
+    scale = steering.proof.scale
+    if use.scale * scale < 0 or abs(use.scale) > abs(scale) * _SCALE_SLACK:
+        return f"it was proven at scale {scale:g} and is used at {use.scale:g}"
     return ""
+
+
+def _turned(repository: Repository, personality: Personality) -> dict[str, str]:
+    """Uses whose directions composition turns away from those that were proven, with the reason, by label."""
+    composition = personality.composition
+    if composition.steering != "orthogonal":
+        return {}
+    added_up = personality.model_copy(update={"composition": composition.model_copy(update={"steering": "sum"})})
+    pairs = zip(steering_of(repository, added_up), steering_of(repository, personality), strict=True)
+    layers: dict[str, list[int]] = {}
+    for own, turned in pairs:
+        if float((own.vector - turned.vector).norm()) > _TURN_SLACK * float(own.vector.norm()):
+            layers.setdefault(own.label, []).append(own.layer)
+    return {
+        label: f"it was proven in its own direction, `steering = orthogonal` turns it in layer {listed(tuple(found))}"
+        for label, found in layers.items()
+    }

@@ -32,9 +32,9 @@ class ExistingBias:
     name = "existing-bias"
 
     def matches(self, architecture: Architecture) -> bool:
-        """Whether such a bias exists in this checkpoint."""
+        """Whether such a bias exists in this checkpoint and is added."""
         suffix = OUTPUT_BIAS.get(architecture.model_type)
-        return suffix is not None and bool(architecture.named(suffix))
+        return suffix is not None and bool(architecture.named(suffix)) and not skips_bias(architecture)
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""
@@ -50,6 +50,16 @@ class ExistingBias:
             cost=f"nothing: {len(changes)} bias tensor{'s' * (len(changes) != 1)} changed",
             tolerance=ROUNDED,  # bias and vector are rounded together
         )
+
+
+def skips_bias(architecture: Architecture) -> bool:
+    """Whether the model has the bias and does not add it: BLOOM, when it sums slices of the projection one by one."""
+    text = architecture.text
+    return (
+        architecture.model_type == "bloom"
+        and int(text.get("pretraining_tp") or 1) > 1
+        and bool(text.get("slow_but_exact", False))
+    )
 
 
 def added_to(name: str, vector: Tensor) -> Callable[[Weights], Tensor]:

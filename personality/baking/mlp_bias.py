@@ -10,7 +10,6 @@ from torch import Tensor
 from personality.baking.architecture import Architecture
 from personality.baking.route import ROUNDED, BakePlan, Change
 from personality.baking.weights import Weights
-from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.dtypes import TORCH_DTYPES
 
@@ -32,7 +31,7 @@ MODEL_TYPES = (
 """Those of transformers with a plain MLP in every layer and `mlp_bias`."""
 READ_BY_VLLM = ("granite", "llama")
 """Whose biases vLLM's own class is known to load."""
-NOT_READ_BY_VLLM = ("seed_oss",)
+NOT_READ_BY_VLLM = ("minicpm3", "seed_oss")
 """Whose class in vLLM is known to build the MLP without biases, whatever the configuration says."""
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -53,8 +52,6 @@ class MlpBias:
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""
         factor = architecture.output_factor
-        if factor == 0:
-            raise IncompatibleError("this model multiplies its MLP's output by 0", "check its config.json")
         outputs = {architecture.one("mlp.down_proj.weight", layer): layer for layer in additions}
         changes = {}
         exact = True
@@ -69,14 +66,13 @@ class MlpBias:
                     exact = exact and bool((bias.double() * factor == wanted.double()).all())
                 changes[name] = Change(TensorSpec(name, spec.dtype, (spec.shape[0],)), _constant(bias))
         added = sum(change.spec.elements for change in changes.values())
-        notes = () if architecture.model_type in READ_BY_VLLM else (_unknown(architecture.model_type),)
         return BakePlan(
             route=self.name,
             config=architecture.with_settings(mlp_bias=True),
             changes=changes,
             cost=f"{len(changes)} bias tensors, {architecture.share_of(added):.2%} more parameters",
             tolerance=0.0 if exact else ROUNDED,
-            notes=notes,
+            notes=(_engines(architecture.model_type),),
             dropped_by=("vllm",) if architecture.model_type in NOT_READ_BY_VLLM else (),
         )
 
@@ -85,8 +81,14 @@ def _constant(tensor: Tensor) -> Callable[[Weights], Tensor]:
     return lambda weights: tensor
 
 
-def _unknown(model_type: str) -> str:
+def _engines(model_type: str) -> str:
+    """What is known of the engines that may serve it: SGLang's LlamaMLP, for one, is always built without biases."""
+    known, readers = "", "transformers"
+    if model_type in READ_BY_VLLM:
+        known, readers = "transformers and vLLM are known to read these biases; ", "transformers or vLLM"
+    elif model_type in NOT_READ_BY_VLLM:
+        known = "vLLM is known not to read these biases; "
     return (
-        f"an engine whose own `{model_type}` class has no MLP biases drops them without a word: before you serve this "
-        "with another program than transformers, compare its answers with those of `persona ask`"
+        f"{known}an engine whose own `{model_type}` class has no MLP biases drops them without a word: before you "
+        f"serve this with another program than {readers}, compare its answers with those of `persona ask`"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from personality.baking.architecture import Architecture
-from personality.baking.existing_bias import ExistingBias
+from personality.baking.existing_bias import ExistingBias, skips_bias
 from personality.baking.expert_bias import ExpertBias
 from personality.baking.mlp_bias import MlpBias
 from personality.baking.route import Route
@@ -36,6 +36,9 @@ def route_for(architecture: Architecture) -> Route:
 
 
 def _reason(architecture: Architecture) -> str:
+    if skips_bias(architecture):
+        tp = architecture.text["pretraining_tp"]
+        return f"with `slow_but_exact: true` and `pretraining_tp: {tp}` it leaves the output projection's bias out"
     if architecture.named(_AFTER) or any(architecture.named(name) for name in _OTHER_AFTER):
         kind = "sandwich norm" if architecture.named(_BEFORE) or not architecture.named(_AFTER) else "post-norm"
         return f"it normalizes the MLP's output before it is added ({kind}), so no weight adds a fixed vector"

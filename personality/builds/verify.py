@@ -13,7 +13,7 @@ from personality.builds.comparison import greatest_ulps
 from personality.composition.composer import BLOCK_ELEMENTS, Composer
 from personality.composition.opening import base_of, composer_of
 from personality.manifests.atomic import TEMPORARY_PREFIX
-from personality.manifests.errors import NotFoundError, PersonaError
+from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
 from personality.manifests.names import inside
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import digest_file
@@ -161,7 +161,11 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
     except PersonaError as error:
         return Finding(what, "corrupt", error.message, error.hint)
     composer = composer_of(repository, version.personality)
-    weights = _weights_of(composer, folder)
+    try:
+        weights = _weights_of(composer, folder)
+    except IncompatibleError as error:
+        detail = f"steering vectors are baked in there, those of {version.label} cannot be: {error.message}"
+        return Finding(what, "different", detail, "this is another version's folder")
     wanted = weights.specs
     missing = [name for name in wanted if name not in found.specs]
     extra = [name for name in found.specs if name not in wanted]

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 )
 def add(
     vector: Annotated[str, typer.Argument(help="NAME (its newest vector) or NAME@N.")],
-    scale: Annotated[float, typer.Option(help="Factor on the vector; negative takes the behavior away.")] = 1.0,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Factor on the vector; negative takes the behavior away.",
+            show_default="1; a steering vector's proven scale",
+        ),
+    ] = None,
     layers: Annotated[str, typer.Option(help="Only in layers A-B, both included.", show_default="all")] = "",
     density: Annotated[
         float | None, typer.Option(help="TIES density of this vector.", show_default="the method's")
@@ -30,7 +36,7 @@ def add(
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
-    """Put a behavior's vector into use at a scale, and record a version."""
+    """Put a behavior's vector into use at a scale, and record a version. It replaces another one of that behavior."""
     from personality.composition.opening import steering_of
     from personality.composition.steering_diff import interference
     from personality.manifests.names import VectorLabel
@@ -51,8 +57,14 @@ def add(
     _remarks(out, repository, recorded.version.personality.use_of(label.behavior))
 
 
+_REACHED = 0.9  # nats
+_ABOVE = 1.05  # times the scale that was tested
+
+
 def _behavior(label: str) -> str:
-    return label.partition("@")[0]
+    from personality.manifests.names import VectorLabel
+
+    return VectorLabel.parse(label).behavior
 
 
 def _remarks(out: Output, repository: Repository, use: Use | None) -> None:
@@ -65,7 +77,19 @@ def _remarks(out: Output, repository: Repository, use: Use | None) -> None:
     if not steering.proven:
         reasons = "; ".join(steering.proof.reasons) if steering.proof else "nothing was measured when it was made"
         out.warn(f"`{use.label}` is unproven: {reasons}")
+    tested = steering.proof.scale if steering.proof is not None else None
+    reach = steering.calibration.coherent_to if steering.calibration is not None else None
+    if use.layers is None and reach is not None and abs(use.scale) > reach:
+        out.warn(f"at scale {use.scale:g} text falls apart: `{use.label}` holds together up to {reach:g}")
+    elif tested is not None and (use.scale < 0 or use.scale > tested * _ABOVE):
+        out.warn(f"`{use.label}` was tested at scale {tested:g}, not at {use.scale:g}: measure it (`persona eval`)")
     if steering.calibration is None:
         out.note(f"the strength of `{use.label}` is its file's own: scale 1 is not the same as for other vectors")
     elif use.layers is not None and tuple(range(use.layers.first, use.layers.last + 1)) != steering.layers:
         out.note(f"scale 1 was measured for its own layers; in layers {use.layers} its strength is an estimate")
+    for item in steering.figures:
+        acts = item.layer in steering.layers if use.layers is None else item.layer in use.layers
+        if acts and item.reached is not None and item.reached < _REACHED:
+            out.warn(
+                f"in layer {item.layer} scale 1 moves predictions by {item.reached:.2g} nats only: more has no effect"
+            )

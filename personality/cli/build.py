@@ -19,6 +19,7 @@ def build(
     directory: DirectoryOption = None,
 ) -> None:
     """Compose a version's checkpoint into the repository's cache, always from the base."""
+    from personality.builds.build import BuildRecord
     from personality.builds.build import build as build_version
 
     out = Output("build", as_json=as_json)
@@ -33,9 +34,13 @@ def build(
             on_progress=lambda p: advance(p.done, p.total, megabytes_per_second(started, p.done)),
         )
     seconds = time.monotonic() - started
+    steering = BuildRecord.read(path / BuildRecord.file_name).steering
 
     def human() -> None:
         out.line(str(path))
         out.note(f"{history.label(found)} {f'composed in {seconds:.1f} s' if built else 'was built already'}")
 
-    out.result({"version": found.id, "path": str(path), "built": built, "seconds": seconds}, human)
+    data = {"version": found.id, "path": str(path), "built": built, "seconds": seconds}
+    out.result({**data, "steering": steering.as_json() if steering is not None else None}, human)
+    if steering is not None:
+        out.warn(f"{steering}; `persona export` bakes steering in where that is exact, `persona ask` runs both")

@@ -37,9 +37,11 @@ def export(
         bool, typer.Option("--without-steering", help="Leave steering vectors out; write the weights alone.")
     ] = False,
     bake_unproven: Annotated[
-        bool, typer.Option("--bake-unproven", help="Bake steering vectors too that nobody proved.")
+        bool, typer.Option("--bake-unproven", help="Bake steering vectors too that are not proven as they are used.")
     ] = False,
-    shard_gb: Annotated[float, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB.")] = 5.0,
+    shard_gb: Annotated[
+        float | None, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB; 5 unless told.")
+    ] = None,
     as_json: JsonOption = False,
     in_directory: DirectoryOption = None,
 ) -> None:
@@ -54,6 +56,12 @@ def export(
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
     if to != "hf" and to != "vllm":  # noqa: PLR1714  # a type checker sees what is left
+        options = {
+            "--without-steering": without_steering,
+            "--bake-unproven": bake_unproven,
+            "--shard-gb": shard_gb is not None,
+        }
+        _check_vector(repository, version, to, [name for name, given in options.items() if given])
         _export_vector(out, repository, version, to, directory, force=force)
         return
     if "@" in version:
@@ -72,7 +80,7 @@ def export(
             force=force,
             without_steering=without_steering,
             bake_unproven=bake_unproven,
-            shard_bytes=int(shard_gb * 1e9),
+            shard_bytes=int((5.0 if shard_gb is None else shard_gb) * 1e9),
             on_progress=lambda p: advance(p.done, p.total, megabytes_per_second(started, p.done)),
             on_stage=lambda stage: advance(0, 1, stage),
         )
@@ -96,6 +104,30 @@ def export(
             out.note(f"next: vllm serve {directory}")
 
     out.result({"version": found.id, "target": to, **export_json(result)}, human)
+
+
+def _check_vector(repository: Repository, label: str, target: VectorTarget, options: list[str]) -> None:
+    """Refuse what makes sense for versions only."""
+    from personality.manifests.names import VectorLabel
+
+    if options:
+        raise UsageError(
+            f"`{options[0]}` is for versions, `--to {target}` writes one steering vector", "leave the option out"
+        )
+    if "@" in label:
+        return
+    try:
+        behavior = VectorLabel.parse(label).behavior
+    except UsageError:
+        known = False
+    else:
+        known = behavior not in repository.tags() or any(item.behavior == behavior for item in repository.manifests())
+    if not known:
+        raise UsageError(
+            f"`{label}` is no vector, and `--to {target}` writes one steering vector",
+            "give its label, NAME@N, such as `candid@2`: `persona vectors` lists them; a version is exported with "
+            "`--to hf` or `--to vllm`",
+        )
 
 
 def _export_vector(

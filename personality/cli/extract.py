@@ -14,7 +14,7 @@ from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
     from personality.making.extraction_job import Source
-    from personality.making.extraction_run import Extracted
+    from personality.making.extraction_store import Extracted
     from personality.manifests.repository import Repository
 
 
@@ -140,7 +140,7 @@ def extract(
         seed=seed,
     )
     with out.progress("extract") as advance:
-        found = extract_behavior(repository, job, on_stage=lambda stage: advance(0, 1, stage))
+        found = extract_behavior(repository, job, on_stage=lambda stage: advance(0, 1, stage), on_step=advance)
     if plot is not None:
         from personality.proving.plot import plot_steering
 

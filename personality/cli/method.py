@@ -41,7 +41,7 @@ def method(
     steering: Annotated[
         Literal["sum", "orthogonal"] | None,
         typer.Option(
-            help="Several steering vectors in a layer add up, or are made orthogonal first.", show_default="sum"
+            help="Several steering vectors in a layer add up, or are made orthogonal first.", show_default="as it is"
         ),
     ] = None,
     message: MessageOption = "",

@@ -76,8 +76,8 @@ def promote(
 ) -> int:
     """Train what a steering vector does into the weights, and put the trained vector in its place.
 
-    One new version is recorded. Shown are the predicted and the actual: how far training moved the activations along
-    the direction, and the behavior under steering beside that after training. The same command goes on with a training
+    One new version is recorded. Shown are the predicted and the actual: where steering and where training moved the
+    activations, and the behavior under steering beside that after training. The same command goes on with a training
     that was interrupted; other hyper-parameters are in persona.toml.
     """
     from personality.making.promotion import promote as promote_behavior
@@ -151,14 +151,31 @@ def _show(out: Output, found: Promoted) -> None:
     place = {"decision": "the last token of the prompts", "response": "the replies", "all": "every token"}
     whose = "held-out texts of the probes" if shift.held_out else "texts of the training data"
     out.line()
-    out.line(f"activations at {place[shift.positions]} of {shift.texts} {whose}: trained × {found.scale:g} − base")
+    out.line(f"activations at {place[shift.positions]} of {shift.texts} {whose}: steered − base, and trained − base")
     out.table(
-        [">layer", ">cosine with the direction", ">along it", ">whole length"],
-        [(str(item.layer), f"{item.cosine:+.3f}", f"{item.along:+.3f}", f"{item.length:.3f}") for item in shift.layers],
+        [
+            ">layer",
+            ">cosine with the direction",
+            ">cosine with steering",
+            ">length steered",
+            ">length trained",
+            ">trained / steered",
+        ],
+        [
+            (
+                str(item.layer),
+                f"{item.cosine:+.3f}",
+                f"{item.agreement:+.3f}",
+                f"{item.steered_length:.3f}",
+                f"{item.length:.3f}",
+                f"{item.ratio:.3f}" if item.ratio is not None else "–",
+            )
+            for item in shift.layers
+        ],
     )
     out.note(
-        f"lengths in units of {found.steering.label} at scale 1: steering predicted {found.use.scale:g} along it; "
-        f"random directions have cosines of about ±{shift.chance:.2f}"
+        f"steered: {found.use}, trained: {manifest.label} × {found.scale:g}, each alone on the base; lengths in units "
+        f"of the activations; random directions have cosines of about ±{shift.chance:.2f}"
     )
     if found.effects:
         out.line()

@@ -9,7 +9,7 @@ import typer
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.run_lines import show_measures, show_run
-from personality.cli.steering_lines import show_steering
+from personality.cli.steering_lines import kind_text, show_steering
 from personality.manifests.manifest import Manifest
 from personality.manifests.repository import Repository
 
@@ -100,7 +100,8 @@ def _show_version(out: Output, repository: Repository, name: str, behaviors: set
                 ("composition", str(version.personality.composition)),
             ],
         )
+        kinds = {item.id: kind_text(item) for item in repository.manifests()}
         for use in version.personality.uses:
-            out.line(f"  {use}  ({use.vector[:12]})")
+            out.line(f"  {use}  ({kinds.get(use.vector, 'missing')}; {use.vector[:12]})")
 
     out.result({"version": version.as_json(), "label": history.label(version)}, human)

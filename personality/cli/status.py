@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output
+from personality.cli.steering_lines import kind_text
 
 
 @examples("persona status", "persona status -C ../assistant", "persona status --json")
@@ -15,19 +16,22 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
     repository = open_repository(directory)
     state = repository_state(repository)
 
+    kinds = {item.id: kind_text(item) for item in repository.manifests()} if state.working.uses else {}
+
     def human() -> None:
         out.line(f"{repository.root.name} at {' and '.join(state.tips)}", "bold")
         out.line(f"  base         {state.working.base}")
         out.line(f"  composition  {state.working.composition}")
         if state.working.uses:
             out.table(
-                ["  vector", ">scale", "layers", "density"],
+                ["  vector", ">scale", "layers", "density", "kind"],
                 [
                     (
                         f"  {u.label}",
                         f"{u.scale:g}",
-                        str(u.layers or "all"),
+                        str(u.layers or ("its own" if kinds.get(u.vector, "").startswith("steering") else "all")),
                         "" if u.density is None else f"{u.density:g}",
+                        kinds.get(u.vector, "missing"),
                     )
                     for u in state.working.uses
                 ],

@@ -19,6 +19,15 @@ _WHERE = {
 _HOW = {"add": "added", "project": "projected out", "norm-preserving": "added, length kept"}
 
 
+def kind_text(manifest: Manifest) -> str:
+    """`task`, or of a steering vector where it acts and whether it is proven."""
+    record = manifest.steering
+    if record is None:
+        return manifest.kind
+    layers = ", ".join(map(str, record.layers))
+    return f"steering after {layers}, {record.positions}, {'proven' if record.proven else 'unproven'}"
+
+
 def show_steering(out: Output, manifest: Manifest, indent: str) -> None:
     """The steering part of a manifest; nothing for a task vector."""
     record = manifest.steering
@@ -29,9 +38,11 @@ def show_steering(out: Output, manifest: Manifest, indent: str) -> None:
     out.line(f"{indent}{_HOW[record.mode]} after {word} {layers}, {_WHERE[record.positions]}")
     if record.condition is not None:
         side = "above" if record.condition.above else "below"
+        found = record.condition.accuracy
+        told = f" (right for {percent(found.value)} of {found.n} held-out prompts)" if found is not None else ""
         out.line(
             f"{indent}only where the prompt's projection after layer {record.condition.layer} is {side} "
-            f"{record.condition.threshold:.4g}"
+            f"{record.condition.threshold:.4g}{told}"
         )
     if record.contrast is not None:
         out.line(f"{indent}{_contrast_text(record.contrast)}")
@@ -97,8 +108,8 @@ def _show_calibration(out: Output, record: SteeringRecord, indent: str) -> None:
             [
                 (
                     f"{indent}{point.scale:g}",
-                    f"{point.kl_95:.3g}",
-                    f"{point.perplexity:.3g}",
+                    _number(point.kl_95),
+                    _number(point.perplexity),
                     percent(point.repetition),
                     *(percent(point.probes[name]) if name in point.probes else "" for name in probes),
                     "" if point.coherent else "falls apart",
@@ -128,15 +139,29 @@ def _show_proof(out: Output, proof: Proof, indent: str) -> None:
         )
         out.line(f"{indent}at scale {proof.scale:g}, against {proof.placebos} random directions of the same norm")
     if proof.prompt:
-        more = {True: "; the prompt does more", False: "; the vector does as much or more", None: ""}[proof.prompt_wins]
-        out.line(f"{indent}prompt: {proof.prompt}{more}")
+        out.line(f"{indent}prompt: {proof.prompt}{_prompt_text(proof)}")
     side = proof.side_effects
     if side is not None:
         out.line(
-            f"{indent}general text ({side.tokens} tokens): KL from the base {side.kl_mean:.3g} nats on average, "
-            f"{side.kl_95:.3g} at the 95th percentile; perplexity {side.perplexity_before:.3g} → "
-            f"{side.perplexity_after:.3g}"
+            f"{indent}general text ({side.tokens} tokens): KL from the base {_number(side.kl_mean)} nats on average, "
+            f"{_number(side.kl_95)} at the 95th percentile; perplexity {_number(side.perplexity_before)} → "
+            f"{_number(side.perplexity_after)}"
         )
     out.line(f"{indent}{'proven' if proof.proven else 'unproven'}", "bold")
     for reason in proof.reasons:
         out.line(f"{indent}  {reason}")
+
+
+def _prompt_text(proof: Proof) -> str:
+    """How the prompt does beside the vector."""
+    if proof.prompt_wins is None:
+        return ""
+    alike = all(item.prompted is None or item.prompted.value == item.steered.value for item in proof.effects)
+    if alike:
+        return f"; as many replies as the vector, {'more' if proof.prompt_wins else 'less'} surely (log-probability)"
+    return "; the prompt does more" if proof.prompt_wins else "; the vector does more"
+
+
+def _number(value: float | None) -> str:
+    """Three digits; `–` where the model gave no number."""
+    return "–" if value is None else f"{value:.3g}"

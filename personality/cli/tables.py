@@ -36,7 +36,7 @@ def steering_rows(steering: list[SteeringDiff]) -> list[tuple[str, ...]]:
     return [
         (
             str(item.layer),
-            item.positions if item.mode == "add" else f"{item.positions}, {item.mode}",
+            ", ".join([item.positions, *[item.mode] * (item.mode != "add"), *[item.condition] * bool(item.condition)]),
             f"{item.norm_before:.3f}",
             f"{item.norm_after:.3f}",
             f"{item.norm_change:.3f}",

@@ -231,7 +231,8 @@ def train(
     unfinished = None
     if resume:
         others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, prevent, force)
-        if given or any(others) or not preflight:
+        prevents, avoids = (prevent_scale != 1 or prevent_layers), (avoid_two_sided or keep_magnitude)
+        if given or any(others) or prevents or avoids or not preflight:
             raise UsageError(
                 "--resume goes on with a run's own data and settings",
                 f"leave out the other options: `persona train {behavior} --resume`",

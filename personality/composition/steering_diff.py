@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from personality.manifests.canonical import digest_bytes
 from personality.manifests.steering_record import Mode, Positions
 from personality.vectors.steering.injection import Injection
+from personality.vectors.tensors import tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class SteeringDiff:
     Attributes:
         layer: its number.
         positions, mode: see `Positions` and `Mode`.
+        condition: under which it acts, such as `layer 2 > 1.5`; empty for always.
         norm_before, norm_after: Euclidean norm of what acts in each version.
         norm_change: norm of the difference.
         cosine: of the two; None when either is zero.
@@ -27,6 +30,7 @@ class SteeringDiff:
     layer: int
     positions: Positions
     mode: Mode
+    condition: str
     norm_before: float
     norm_after: float
     norm_change: float
@@ -49,11 +53,11 @@ class Interference:
     cosine: float
 
 
-_Key = tuple[int, Positions, Mode]
+_Key = tuple[int, Positions, Mode, str]
 
 
 def steering_diff(before: Sequence[Injection], after: Sequence[Injection]) -> list[SteeringDiff]:
-    """One entry for each layer, positions and mode that either version uses, in order."""
+    """One entry for each layer, positions, mode and condition that either version uses, in order."""
     old, new = _sums(before), _sums(after)
     found = []
     for key in sorted({*old, *new}):
@@ -84,9 +88,18 @@ def interference(injections: Sequence[Injection]) -> list[Interference]:
     return sorted(found, key=lambda item: (item.first, item.second, item.layer))
 
 
+def _condition(item: Injection) -> str:
+    """A condition in words; the digest tells two directions with one threshold apart."""
+    if item.gate is None:
+        return ""
+    side = ">" if item.gate.above else "<"
+    direction = digest_bytes(tensor_bytes(item.gate.direction.float()))[:6]
+    return f"layer {item.gate.layer} {side} {item.gate.threshold:.4g} ({direction})"
+
+
 def _sums(injections: Sequence[Injection]) -> dict[_Key, Tensor]:
     sums: dict[_Key, Tensor] = {}
     for item in injections:
-        key = (item.layer, item.positions, item.mode)
+        key = (item.layer, item.positions, item.mode, _condition(item))
         sums[key] = sums[key] + item.vector.double() if key in sums else item.vector.double()
     return sums

@@ -21,7 +21,7 @@ from personality.vectors.interop.safetensors_file import write_safetensors
 from personality.vectors.interop.torch_file import write_persona_vectors
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.steering.steering_vector import SteeringVector, listed
-from personality.versions.recipe import find_vector
+from personality.versions.recipe import find_steering
 
 VectorTarget = Literal["gguf-control-vector", "safetensors-directions", "persona-vectors"]
 VECTOR_TARGETS: tuple[VectorTarget, ...] = get_args(VectorTarget)
@@ -51,7 +51,7 @@ def export_vector(
 
     Args:
         repository: where the vector is.
-        label: such as `candid@2`.
+        label: such as `candid@2`; without a number the behavior's newest steering vector.
         target: `gguf-control-vector` for llama.cpp and repeng: what acts at scale 1 in the vector's own layers;
             `safetensors-directions`: the whole vector, to be imported again or read by programs of one's own;
             `persona-vectors`: one tensor (L + 1, d), every layer in the strength of scale 1 in that layer alone.
@@ -60,16 +60,12 @@ def export_vector(
 
     Raises:
         NotFoundError: when there is no such vector.
-        IncompatibleError: for a task vector, and for what the target cannot carry: other modes, a condition, layer 0 or
+        UsageError: for a task vector.
+        IncompatibleError: for what the target cannot carry: other modes, a condition, layer 0 or
             positions.
         PersonaError: when the file exists, or cannot be written.
     """
-    manifest = find_vector(repository, label)
-    if manifest.kind != "steering":
-        raise IncompatibleError(
-            f"`{manifest.label}` is a task vector: it changes weights and has no directions to write",
-            f"export a version that uses it, or derive a direction: `persona extract NAME --from {manifest.label}`",
-        )
+    manifest = find_steering(repository, label)
     if path.is_dir() or (path.exists() and not force):
         raise PersonaError(
             f"{path} is there already", "give another name" if path.is_dir() else "give another name, or `--force`"

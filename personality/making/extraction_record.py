@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +21,14 @@ from personality.manifests.steering_record import (
     Proof,
     SteeringRecord,
 )
+from personality.proving.calibration import Calibrated
 from personality.proving.proof import share_of
 from personality.proving.redundancy import redundancy
 from personality.vectors.extraction.directions import Extraction
 from personality.vectors.extraction.reading import Read
 from personality.vectors.extraction.separation import Separation
 from personality.vectors.steering.steering_file import open_steering
+from personality.vectors.steering.steering_vector import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class Found:
     Attributes:
         context, read: which contrast.
         extraction: the directions.
-        separation: of the held-out texts.
+        learned: how well they tell the texts apart that they were read from; by this directions are chosen.
+        separation: of the held-out texts, by which they are proven.
         degenerate: pairs that say nothing, one line each.
     """
 
     context: Literal["answers", "shots", "system", "texts", "version"]
     read: Read
     extraction: Extraction
+    learned: Separation
     separation: Separation
     degenerate: tuple[str, ...]
 
@@ -52,8 +57,13 @@ class Found:
 
     @property
     def merit(self) -> Tensor:
-        """float32 (L,): share of held-out texts on their side, times the differences' consistency."""
-        return self.separation.correct / self.separation.texts * self.extraction.consistency.clamp_min(0)
+        """float32 (L,): share of texts on their side of the middle, times the differences' consistency."""
+        return self.apart * self.extraction.consistency.clamp_min(0)
+
+    @property
+    def apart(self) -> Tensor:
+        """float32 (L,): share of the texts that they were read from on their side of the middle."""
+        return self.learned.correct / self.learned.texts
 
     def separated(self, layer: int) -> Figure:
         """Share of held-out texts on their side of the middle."""
@@ -78,19 +88,23 @@ class Choice:
     rows: tuple[dict[str, Any], ...]
 
 
-def layer_figures(
-    repository: Repository,
-    job: ExtractionJob,
-    found: Found,
-    coefficients: dict[int, float],
-    effects: dict[int, float],
-) -> tuple[LayerFigures, ...]:
-    """What each layer's direction looks like, also beside the repository's other steering vectors."""
-    others = [
+def other_vectors(repository: Repository, behavior: str) -> list[SteeringVector]:
+    """The steering vectors of other behaviors whose tensors are here.
+
+    Raises:
+        CorruptError: when one is damaged.
+    """
+    return [
         open_steering(repository, item.id, item.label)
         for item in repository.manifests()
-        if item.kind == "steering" and item.behavior != job.behavior and repository.vector_path(item.id).is_file()
+        if item.kind == "steering" and item.behavior != behavior and repository.vector_path(item.id).is_file()
     ]
+
+
+def layer_figures(
+    found: Found, others: Sequence[SteeringVector], calibrated: Calibrated, effects: Mapping[int, float]
+) -> tuple[LayerFigures, ...]:
+    """What each layer's direction looks like, also beside the repository's other steering vectors."""
     extraction = found.extraction
     return tuple(
         LayerFigures(
@@ -101,7 +115,8 @@ def layer_figures(
             separation=found.separated(layer),
             spectrum=tuple(round(float(share), 6) for share in extraction.spectrum[layer]),
             redundancy=redundancy(direction, [other.tensors[layer] for other in others if layer in other.tensors]),
-            coefficient=coefficients.get(layer),
+            coefficient=calibrated.coefficients.get(layer),
+            reached=calibrated.reached.get(layer),
             effect=effects.get(layer),
         )
         for layer, direction in enumerate(extraction.directions)

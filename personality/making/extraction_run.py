@@ -4,68 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from personality.composition.opening import composer_of
-from personality.environment import tool_versions
 from personality.evaluation.suite import Probe, read_suite
 from personality.making.contrasts import RawPairs, read_raw_pairs
 from personality.making.extraction_job import ExtractionJob
-from personality.making.extraction_record import Choice, Found, layer_figures, steering_record
-from personality.making.found_directions import found_directions, longest_text
-from personality.making.vector_records import record_vector
+from personality.making.extraction_record import Choice, Found, layer_figures, other_vectors, steering_record
+from personality.making.extraction_store import Extracted, store_extraction
+from personality.making.found_directions import found_directions, load_for_reading, longest_text
 from personality.manifests.errors import DataError, IncompatibleError
-from personality.manifests.manifest import DataUsed, Making, Manifest
 from personality.manifests.names import check_behavior_name
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
 from personality.manifests.steering_record import (
     Condition,
     Proof,
-    SteeringRecord,
 )
-from personality.manifests.transaction import commit
-from personality.model import load_composed, load_tokenizer, threads_for
+from personality.model import load_tokenizer, threads_for
 from personality.proving.calibration import calibrate
 from personality.proving.candidates import Source
 from personality.proving.condition import fit_condition
 from personality.proving.dose_response import DOSES
 from personality.proving.general_text import GeneralText, encode_general
 from personality.proving.layer_effects import layer_effects
-from personality.proving.proof import prove
+from personality.proving.proof import OnStep, prove
 from personality.proving.roles import roles
 from personality.proving.search import halves, search
-from personality.vectors.extraction.passages import Pair, digest_pairs
-from personality.vectors.steering.steering_file import store_steering
-from personality.vectors.steering.steering_vector import Gate, SteeringVector
+from personality.vectors.steering.steering_vector import Gate, SteeringVector, listed
 from personality.vectors.training.examples import Example, read_examples
 
 _GENERAL_PAIRS = 200
 _REACHED = 0.9  # nats
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """A finished extraction.
-
-    Attributes:
-        manifest: of the vector.
-        new: False when the same vector was there already.
-        seconds: that it took.
-        notes: what a user should know.
-    """
-
-    manifest: Manifest
-    new: bool
-    seconds: float
-    notes: tuple[str, ...]
-
-
 def extract_behavior(
-    repository: Repository, job: ExtractionJob, *, on_stage: Callable[[str], None] | None = None
+    repository: Repository,
+    job: ExtractionJob,
+    *,
+    on_stage: Callable[[str], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Extracted:
     """Find a behavior's direction in the base's activations, prove it, calibrate it, and store it.
 
@@ -75,6 +55,7 @@ def extract_behavior(
         repository: where.
         job: what to do.
         on_stage: told what is being done.
+        on_step: told of each step of a longer stage: its number, how many there are, what it is.
 
     Raises:
         DataError, NotFoundError: for files that cannot be used, naming file and line.
@@ -88,15 +69,16 @@ def extract_behavior(
     composer = composer_of(repository, base)
     tokenizer = load_tokenizer(composer.base.folder)
     raw = read_raw_pairs(job, chat=bool(tokenizer.chat_template))
-    model = load_composed(composer)
+    others = other_vectors(repository, job.behavior)
+    model = load_for_reading(composer)
     probes = _probes(repository, job)
     notes: list[str] = []
     general = _general(job, raw, tokenizer, model, notes)
     with threads_for(model):
         told("reading activations")
         found = found_directions(repository, job, raw, model, tokenizer)
-        choice = _choose(job, found, model, tokenizer, probes, general, told, notes)
-        gate, condition = _condition(job, choice, model, tokenizer, told)
+        choice = _choose(job, found, model, tokenizer, probes, general, told, on_step, notes)
+        gate, condition = _condition(job, choice, model, tokenizer, told, notes)
         told("finding what scale 1 means")
         calibrated = calibrate(
             model,
@@ -110,6 +92,7 @@ def extract_behavior(
             gate=gate,
             probes=probes if job.prove else (),
             scales=sorted({*DOSES, choice.scale}),
+            on_step=on_step,
         )
         if calibrated.calibration.kl_95 < _REACHED:
             notes.append(
@@ -121,15 +104,16 @@ def extract_behavior(
             told("proving it")
             # What a search has chosen by proves nothing.
             fresh = halves(probes)[1] if choice.rows else probes
-            proof = _prove(repository, job, raw, choice, calibrated.vector, model, tokenizer, general, fresh)
+            proof = _prove(repository, job, raw, choice, calibrated.vector, model, tokenizer, general, fresh, on_step)
             base_shares = {item.probe: item.base.value for item in proof.effects}
-            wanted = roles(job.behavior, probes, base_shares).wanted if probes else ()
-            raised = [probe for probe in probes if probe.name in wanted]
-            effects = layer_effects(model, tokenizer, raised, calibrated.vector, choice.scale)
+            if probes and base_shares:  # without figures where the model gives no numbers
+                wanted = roles(job.behavior, probes, base_shares).wanted
+                raised = [probe for probe in probes if probe.name in wanted]
+                effects = layer_effects(model, tokenizer, raised, calibrated.vector, choice.scale)
     told("storing the vector")
-    figures = layer_figures(repository, job, choice.found, calibrated.coefficients, effects)
+    figures = layer_figures(choice.found, others, calibrated, effects)
     record = steering_record(job, raw, choice, figures, condition, calibrated.calibration, proof)
-    return _store(repository, job, raw, calibrated.vector, record, choice, started, notes)
+    return store_extraction(repository, job, raw, calibrated.vector, record, choice, started, notes)
 
 
 def _probes(repository: Repository, job: ExtractionJob) -> list[Probe]:
@@ -154,7 +138,10 @@ def _general(job: ExtractionJob, raw: RawPairs, tokenizer: Any, model: Any, note
             f"{job.pairs} has no replies by which scale 1 could be found",
             "give general examples, a prompt and a reply a line: `--general FILE`",
         )
-    notes.append("scale 1 was found on the pairs' own texts: with `--general FILE` scales compare between vectors")
+    notes.append(
+        "scale 1 was found, and side effects were looked for, on the pairs' own texts: with `--general FILE` scales "
+        "compare between vectors, and side effects are seen on other text"
+    )
     return encode_general(tokenizer, examples, max_length=most)
 
 
@@ -166,6 +153,7 @@ def _choose(
     probes: Sequence[Probe],
     general: GeneralText,
     told: Callable[[str], None],
+    on_step: OnStep | None,
     notes: list[str],
 ) -> Choice:
     """What to keep: by search, or the first contrast in the layers and at the positions that are usual for it."""
@@ -183,7 +171,7 @@ def _choose(
                     item.extraction.directions,
                     item.extraction.activation_norm,
                     item.merit,
-                    item.separation.correct / item.separation.texts,
+                    item.apart,
                 )
                 for item in found
             ],
@@ -191,7 +179,12 @@ def _choose(
             mode=job.mode,
             positions=(job.positions,) if job.positions else ("all", "response", "decision"),
             layers=layers or None,
+            on_step=on_step,
         )
+        everywhere = best.by_positions.get("all")
+        if everywhere is not None and best.best.positions != "all":
+            where = f"{everywhere.source}, layer {listed(everywhere.layers)}, scale {everywhere.scale:g}"
+            notes.append(f"the best that acts everywhere, as what is baked must: {where} (`--positions all`)")
         chosen = next(item for item in found if item.name == best.best.source)
         return Choice(chosen, best.best.positions, best.best.layers, best.best.scale, best.rows)
     chosen = max(found, key=lambda item: float(item.merit.max()))
@@ -200,7 +193,7 @@ def _choose(
         # Layers that tell texts apart alike well: the later one, whose shift less of the model can undo.
         merit = chosen.merit
         layers = (int((merit >= 0.98 * merit.max()).nonzero()[-1]),)
-        notes.append(f"layer {layers[0]} was chosen by held-out separation and consistency, not by what it does")
+        notes.append(f"layer {layers[0]} was chosen by separation and consistency, not by what it does")
     return Choice(chosen, positions, layers, 1.0, ())
 
 
@@ -216,13 +209,24 @@ def _layers(job: ExtractionJob, found: Found) -> tuple[int, ...]:
 
 
 def _condition(
-    job: ExtractionJob, choice: Choice, model: Any, tokenizer: Any, told: Callable[[str], None]
+    job: ExtractionJob,
+    choice: Choice,
+    model: Any,
+    tokenizer: Any,
+    told: Callable[[str], None],
+    notes: list[str],
 ) -> tuple[Gate | None, Condition | None]:
     if job.when is None or job.unless is None:
         return None, None
     told("finding the condition")
     prompts = [[item.prompt for item in read_examples(path, need_rejected=False)] for path in (job.when, job.unless)]
-    return fit_condition(model, tokenizer, *prompts, last_layer=min(choice.layers), seed=job.seed)
+    gate, condition = fit_condition(model, tokenizer, *prompts, last_layer=min(choice.layers), seed=job.seed)
+    if condition.accuracy is not None and condition.accuracy.low <= 0.5:
+        notes.append(
+            f"the condition is right for {condition.accuracy.value:.0%} of {condition.accuracy.n} held-out prompts: no "
+            "better than chance was shown"
+        )
+    return gate, condition
 
 
 def _by_layer(directions: Tensor) -> dict[int, Tensor]:
@@ -240,6 +244,7 @@ def _prove(
     tokenizer: Any,
     general: GeneralText,
     probes: Sequence[Probe],
+    on_step: OnStep | None,
 ) -> Proof:
     triplets = raw.file.form == "triplets"
     known = repository.behaviors().get(job.behavior)
@@ -258,61 +263,5 @@ def _prove(
         description=known.description if known else "",
         count=job.placebos,
         seed=job.seed,
+        on_step=on_step,
     )
-
-
-def _store(
-    repository: Repository,
-    job: ExtractionJob,
-    raw: RawPairs,
-    vector: SteeringVector,
-    record: SteeringRecord,
-    choice: Choice,
-    started: float,
-    notes: list[str],
-) -> Extracted:
-    paths = {"pairs": job.pairs, "general": job.general, "prompts": job.prompts, "when": job.when, "unless": job.unless}
-    settings = job.model_dump(mode="json", exclude={"behavior", "source", *paths})
-    with repository.writing():
-        stored = store_steering(repository, vector)
-        known = repository.behaviors().get(job.behavior)
-        seconds = time.monotonic() - started
-        manifest, new = record_vector(
-            repository,
-            job.behavior,
-            repository.config().base,
-            stored,
-            Making(
-                how="extract",
-                source=job.source.label if job.source else "",
-                settings={**settings, **{f"{name} file": path.name for name, path in paths.items() if path}},
-                data=(_data_used(job, raw.learn),),
-                tools=tool_versions(),
-                seconds=round(seconds, 3),
-            ),
-            command=f"extract {job.behavior} --pairs {job.pairs.name}",
-            steering=record,
-            description=known.description if known else "",
-            lineage=(job.source.vector,) if job.source else (),
-            suggested_scale=(choice.scale, choice.scale) if choice.rows else None,
-        )
-        if not new:
-            manifest = _completed(repository, manifest, record)
-    return Extracted(manifest, new, seconds, tuple(notes))
-
-
-def _completed(repository: Repository, known: Manifest, record: SteeringRecord) -> Manifest:
-    """A vector that was stored without a proof gets the one that was made now; its tensors are the same."""
-    if known.steering is None or known.steering.proof is not None or record.proof is None:
-        return known
-    manifest = known.model_copy(update={"steering": record})
-    commit(repository, f"prove {known.label}", {f"manifests/{known.id}.json": manifest.to_bytes().decode()})
-    return manifest
-
-
-def _data_used(job: ExtractionJob, pairs: Sequence[Pair]) -> DataUsed:
-    sides: dict[str, int] = {}
-    for pair in pairs:
-        if pair.side is not None:
-            sides[pair.side] = sides.get(pair.side, 0) + 1
-    return DataUsed(role="behavior", name=job.pairs.name, digest=digest_pairs(pairs), examples=len(pairs), sides=sides)

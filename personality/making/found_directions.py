@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from personality.composition.composer import Composer
 from personality.composition.opening import composer_of
 from personality.making.contrasts import RawPairs, contrast_pairs
 from personality.making.derived_directions import derive_directions, derived_separation
@@ -11,7 +14,7 @@ from personality.making.extraction_job import ExtractionJob
 from personality.making.extraction_record import Found
 from personality.manifests.personality_record import Personality, Use
 from personality.manifests.repository import Repository
-from personality.model import load_composed
+from personality.model import device, load_composed
 from personality.vectors.extraction.directions import extract_directions
 from personality.vectors.extraction.reading import Read, read_passages_alone
 from personality.vectors.extraction.separation import measure_separation
@@ -32,6 +35,11 @@ def found_directions(
     return _derived(repository, job, raw, model, tokenizer) if job.source else _read(job, raw, model, tokenizer)
 
 
+def load_for_reading(composer: Composer) -> Any:
+    """A version in the dtype in which it is read: float32 on a processor; on a GPU the base's own, to fit there."""
+    return load_composed(composer, composer.layer_dtype if device() == "cuda" else torch.float32)
+
+
 def longest_text(job: ExtractionJob, model: Any) -> int:
     """Most tokens of a text."""
     known = getattr(text_config(model), "max_position_embeddings", None) or _LONGEST
@@ -42,8 +50,8 @@ def _read(job: ExtractionJob, raw: RawPairs, model: Any, tokenizer: Any) -> list
     found = []
     for pairs in contrast_pairs(job, raw, tokenizer, longest_text(job, model)):
         extraction = extract_directions(model, pairs.learn, method=job.method, denoise=job.denoise)
-        separation = measure_separation(model, pairs.test, extraction)
-        found.append(Found(pairs.context, pairs.read, extraction, separation, tuple(pairs.degenerate)))
+        learned, tested = (measure_separation(model, part, extraction) for part in (pairs.learn, pairs.test))
+        found.append(Found(pairs.context, pairs.read, extraction, learned, tested, tuple(pairs.degenerate)))
     return found
 
 
@@ -53,7 +61,7 @@ def _derived(repository: Repository, job: ExtractionJob, raw: RawPairs, model: A
     manifest = next(item for item in repository.manifests() if item.id == job.source.vector)
     use = Use(behavior=manifest.behavior, number=manifest.number, vector=manifest.id, scale=1.0)
     personality = Personality(base=repository.config().base, uses=(use,))
-    composed = load_composed(composer_of(repository, personality))
+    composed = load_for_reading(composer_of(repository, personality))
     reads: tuple[Read, ...] = (job.read,) if job.read else ("decision", "response")
     found = []
     for read in reads:
@@ -62,7 +70,9 @@ def _derived(repository: Repository, job: ExtractionJob, raw: RawPairs, model: A
             for pairs in (raw.learn, raw.test)
         )
         extraction = derive_directions(model, composed, learn, method=job.method, denoise=job.denoise)
-        where = [pair.where for pair in raw.test]
-        separation = derived_separation(model, composed, test, extraction, where)
-        found.append(Found("version", read, extraction, separation, ()))
+        learned, tested = (
+            derived_separation(model, composed, readings, extraction, [pair.where for pair in pairs])
+            for readings, pairs in ((learn, raw.learn), (test, raw.test))
+        )
+        found.append(Found("version", read, extraction, learned, tested, ()))
     return found

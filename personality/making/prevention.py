@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from personality.making.training_job import PreventOptions, TrainingJob
-from personality.manifests.errors import IncompatibleError, UsageError
+from personality.manifests.errors import UsageError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import LayerRange
 from personality.manifests.repository import Repository
@@ -19,7 +19,7 @@ from personality.vectors.steering.hooks import SteeringHandle, attach
 from personality.vectors.steering.injection import Injection, injections
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.training.guard import Checkup
-from personality.versions.recipe import find_steering
+from personality.versions.recipe import own_steering
 
 
 class Prevention:
@@ -98,13 +98,7 @@ def prevent_options(
         UsageError: it is a task vector, or the scale would switch it off.
         IncompatibleError: it was made for another base.
     """
-    manifest = find_steering(repository, label)
+    manifest = own_steering(repository, label)
     if not math.isfinite(scale) or scale == 0:
         raise UsageError(f"a direction at scale {scale:g} prevents nothing", "give a scale such as `1`")
-    base = repository.config().base
-    if manifest.base.fingerprint != base.fingerprint:
-        raise IncompatibleError(
-            f"`{manifest.label}` was made for {manifest.base}, this repository uses {base}",
-            f"make it for this base: `persona extract {manifest.behavior} …`",
-        )
     return PreventOptions(vector=manifest.id, label=manifest.label, scale=scale, layers=layers)

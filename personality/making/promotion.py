@@ -21,6 +21,7 @@ from personality.manifests.personality_record import Personality, Use
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
 from personality.model import load_composed, load_tokenizer, threads_for
+from personality.vectors.steering.injection import injections
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.training.examples import read_examples
 from personality.vectors.training.run import InterruptedRunError
@@ -40,11 +41,11 @@ class Promoted:
     Attributes:
         steering: manifest of the direction.
         use: how it was used.
-        before: the version in which it acted.
+        before: the version in which it acted, the newest one before `recorded`.
         trained: the training run; its manifest is that of the task vector.
         recorded: the version in which the task vector stands in for the direction; None when the guard stopped the
             training, so that what there is of it should be looked at first.
-        shift: the trained vector's shift of activations along the direction, at `scale`.
+        shift: of activations, by the trained vector at `scale` beside that by the direction as it was used.
         effects: probe by probe, under steering and after training; empty without probes or without a version.
         scale: of the task vector.
     """
@@ -104,13 +105,13 @@ def promote(
         repository: where; its files must be as the newest version says.
         job: the training; `promotes` is filled in here.
         scale: of the task vector in the new version.
-        message: of the version; empty for one that names both vectors.
+        message: of the version, behind the names of both vectors.
         tensorboard, on_stage, on_step: as for `train_behavior`.
 
     Raises:
         NotFoundError: the behavior is not in use.
         UsageError: a task vector is in use already; a scale of 0; several processes.
-        PersonaError: unsaved edits.
+        PersonaError: unsaved edits; the behavior's use was changed meanwhile, so that no version is recorded.
         DataError, NoGoError, DivergedError, InterruptedRunError: as `train_behavior`; no version is recorded.
     """
     told = on_stage or (lambda stage: None)
@@ -123,7 +124,7 @@ def promote(
     if scale == 0:
         raise UsageError("at scale 0 the trained vector would do nothing", "give a scale such as 1")
     vector = open_steering(repository, use.vector, use.label)
-    vector.acting(use.layers, use.label)
+    injections(vector, use.scale or 1.0, use.layers, use.label)  # what cannot act is told before anything takes time
     try:
         trained = train_behavior(
             repository,
@@ -143,7 +144,8 @@ def promote(
     if training is not None and training.stopped is not None:
         return Promoted(steering, use, version, trained, None, shift, (), scale)
     told("recording")
-    text = message or f"promote {use.label} → {trained.manifest.label}"
+    version = _unchanged(repository, use, label)
+    text = f"promote {use.label} → {trained.manifest.label}" + (f": {message}" if message else "")
     recorded = add(repository, label, scale, message=text)
     effects: tuple[Effect, ...] = ()
     known = [job.behavior] if job.behavior in repository.behaviors() else []
@@ -181,11 +183,44 @@ def steering_in_use(repository: Repository, behavior: str) -> tuple[Version, Use
         )
     manifest = manifest_of(repository, use)
     if manifest.kind != "steering":
+        versions = _promotion(history, use, manifest)
         raise UsageError(
             f"`{use.label}` is a task vector: it is in the weights already",
-            f"train another: `persona train {behavior} …`",
+            f"see what was predicted beside what came of it: `persona diff {' '.join(versions)} --effect`"
+            if versions
+            else f"train another: `persona train {behavior} …`",
         )
     return head, use, manifest
+
+
+def _promotion(history: History, use: Use, manifest: Manifest) -> tuple[str, str] | None:
+    """Labels of the versions before and after a vector took a direction's place; None when it was not promoted."""
+    for version in history.versions.values():
+        after = version.personality.use_of(use.behavior)
+        if after is None or after.vector != use.vector:
+            continue
+        for parent in version.parents:
+            before = history.versions[parent].personality.use_of(use.behavior)
+            if before is not None and before.vector in manifest.lineage:
+                return history.label(history.versions[parent]), history.label(version)
+    return None
+
+
+def _unchanged(repository: Repository, use: Use, trained: VectorLabel) -> Version:
+    """The newest version, once the training is over.
+
+    Raises:
+        PersonaError: the behavior is no longer used as it was before.
+    """
+    name = f"{trained.behavior}@{trained.number}"
+    hint = f"`{name}` is kept; to put it into use all the same: `persona add {name}`"
+    try:
+        version, found, _ = steering_in_use(repository, use.behavior)
+    except PersonaError as error:
+        raise PersonaError(f"trained `{name}`, and recorded no version: {error.message}", hint) from error
+    if found != use:
+        raise PersonaError(f"trained `{name}`, and recorded no version: meanwhile {use} has become {found}", hint)
+    return version
 
 
 def _shift(repository: Repository, job: TrainingJob, steering: Use, task: Use) -> Shift:
@@ -205,4 +240,6 @@ def _shift(repository: Repository, job: TrainingJob, steering: Use, task: Use) -
         readings = example_readings(tokenizer, examples[:_ROWS], vector.positions)
     base, trained = load_composed(composer), load_composed(composer_of(repository, plain.with_use(task)))
     with threads_for(base):
-        return measure_shift(base, trained, readings, vector, layers=steering.layers, held_out=held_out)
+        return measure_shift(
+            base, trained, readings, vector, scale=steering.scale, layers=steering.layers, held_out=held_out
+        )

@@ -14,7 +14,7 @@ from personality.composition.opening import composer_of
 from personality.evaluation.intervals import mean
 from personality.evaluation.replies import DEFAULT_NEW_TOKENS, end_ids, reply_ids, until_end
 from personality.evaluation.scores import Span, log_probs
-from personality.manifests.errors import DataError, IncompatibleError, UsageError
+from personality.manifests.errors import DataError
 from personality.manifests.evaluation import Figure
 from personality.manifests.manifest import Manifest
 from personality.manifests.personality_record import LayerRange, Personality
@@ -22,13 +22,14 @@ from personality.manifests.repository import Repository
 from personality.model import load_composed, load_tokenizer, threads_for
 from personality.vectors.extraction.capture import activations
 from personality.vectors.extraction.reading import Reading
-from personality.vectors.extraction.spans import reply_span, special_ids
+from personality.vectors.extraction.spans import reply_span, special_ids, visible_stop
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import injections
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.steering.steering_vector import SteeringVector
 from personality.vectors.training.examples import Example, read_examples
 from personality.vectors.training.tokens import ANY_LENGTH, Tokenizer, encode
+from personality.versions.recipe import own_steering
 
 By = Literal["projection", "likelihood"]
 """What an example is judged by:
@@ -144,14 +145,7 @@ def screen(
         NotFoundError, CorruptError: file, base or vector are missing or damaged.
     """
     told = on_stage or (lambda stage: None)
-    if manifest.kind != "steering":
-        raise UsageError(f"`{manifest.label}` is a task vector: it has no direction", "give a steering vector")
-    base = repository.config().base
-    if manifest.base.fingerprint != base.fingerprint:
-        raise IncompatibleError(
-            f"`{manifest.label}` was made for {manifest.base}, this repository uses {base}",
-            f"make it for this base: `persona extract {manifest.behavior} …`",
-        )
+    own_steering(repository, manifest)
     vector = open_steering(repository, manifest.id, manifest.label)
     acting = tuple(vector.acting(layers, manifest.label))
     examples = read_examples(data, need_rejected=False)
@@ -159,7 +153,7 @@ def screen(
         raise DataError(f"{data} has no examples", "give at least one")
     judge = by or ("likelihood" if vector.positions == "decision" else "projection")
     told("loading the base")
-    composer = composer_of(repository, Personality(base=base))
+    composer = composer_of(repository, Personality(base=repository.config().base))
     tokenizer = load_tokenizer(composer.base.folder)
     model = load_composed(composer)
     with threads_for(model):
@@ -167,7 +161,7 @@ def screen(
         own = None
         if not approximate:
             told("answering as the base")
-            own = _own(model, tokenizer, spans, max_new_tokens)
+            own = _own(model, tokenizer, spans, max_new_tokens, content_only=judge == "projection")
         told("screening")
         if judge == "projection":
             heads = [Span(item.ids[: item.start], item.start - 1, item.start) for item in spans]
@@ -204,14 +198,22 @@ def _answers(tokenizer: Tokenizer, examples: Sequence[Example], *, content_only:
     return spans
 
 
-def _own(model: Any, tokenizer: Tokenizer, answers: Sequence[Span], max_new_tokens: int) -> list[Span]:
-    """The base's greedy answers to the same prompts."""
+def _own(
+    model: Any, tokenizer: Tokenizer, answers: Sequence[Span], max_new_tokens: int, *, content_only: bool
+) -> list[Span]:
+    """The base's greedy answers to the same prompts, with and without what `_answers` takes them with and without."""
     heads = [item.ids[: item.start] for item in answers]
     ends = end_ids(model, tokenizer)
     spans = []
     found = reply_ids(model, tokenizer, heads, max_new_tokens=max_new_tokens)
-    for head, reply in zip(heads, found, strict=True):
-        kept = until_end(reply, ends) or reply[:1]  # a base that says nothing still ends its turn
+    specials = special_ids(tokenizer)
+    for answer, head, reply in zip(answers, heads, found, strict=True):
+        stop = len(until_end(reply, ends))
+        if content_only:
+            stop = visible_stop(tokenizer, reply, specials, stop=stop)
+        elif answer.ids[-1] in ends:
+            stop += 1  # as the data's answer does; one that was cut off has no end to score
+        kept = reply[: max(stop, 1)]  # a base that says nothing still ends its turn
         spans.append(Span((*head, *kept), len(head), len(head) + len(kept)))
     return spans
 

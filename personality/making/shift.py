@@ -1,4 +1,4 @@
-"""Predicted against actual: where a trained vector moves activations, seen along a steering vector's direction."""
+"""Predicted against actual: where a trained vector moves activations, beside where steering moved them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from personality.evaluation.suite import Probe
 from personality.making.derived_directions import version_activations
 from personality.manifests.errors import DataError
 from personality.manifests.personality_record import LayerRange
 from personality.manifests.steering_record import Positions
+from personality.vectors.extraction.capture import activations
 from personality.vectors.extraction.reading import Reading
+from personality.vectors.steering.hooks import steered
+from personality.vectors.steering.injection import Injection, injections
+from personality.vectors.steering.reply_starts import reply_starts
 from personality.vectors.steering.steering_vector import SteeringVector
 from personality.vectors.training.examples import Example, Text, parse_text
 from personality.vectors.training.tokens import ANY_LENGTH, Tokenizer, encode
@@ -23,22 +27,53 @@ from personality.vectors.training.tokens import ANY_LENGTH, Tokenizer, encode
 
 @dataclass(frozen=True)
 class LayerShift:
-    """What training did in one layer.
+    """What steering and what training did in one layer; shifts are means over texts, in units of the activations.
 
     Attributes:
         layer: in which the steering vector acts.
-        cosine: of the mean shift with the direction.
-        along: mean shift along the direction, in units of what the steering vector adds in this layer at scale 1: where
-            training does exactly what steering did, it is the scale of the use.
-        length: of the mean shift in the same units, whatever its direction.
-        consistency: mean cosine of the texts' own shifts with the direction.
+        cosine: of the trained shift with the direction.
+        consistency: mean cosine of the texts' own trained shifts with the direction.
+        agreement: cosine of the trained shift with the steered one, which holds what steering in earlier layers has
+            become here.
+        length: of the trained shift.
+        steered_length: of the steered shift.
     """
 
     layer: int
     cosine: float
-    along: float
-    length: float
     consistency: float
+    agreement: float
+    length: float
+    steered_length: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Length of the trained shift over that of the steered one; None where steering moves nothing."""
+        return self.length / self.steered_length if self.steered_length > 0 else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        ratio = self.ratio
+        return {
+            "layer": self.layer,
+            "cosine": round(self.cosine, 6),
+            "consistency": round(self.consistency, 6),
+            "agreement": round(self.agreement, 6),
+            "length": round(self.length, 6),
+            "steered_length": round(self.steered_length, 6),
+            "ratio": round(ratio, 6) if ratio is not None else None,
+        }
+
+
+@dataclass(frozen=True)
+class ReplyReading(Reading):
+    """A reading of a text with a reply.
+
+    Attributes:
+        reply: index of the reply's first token, in or right behind `ids`.
+    """
+
+    reply: int
 
 
 @dataclass(frozen=True)
@@ -62,10 +97,7 @@ class Shift:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
-            "layers": [
-                {name: value if name == "layer" else round(value, 6) for name, value in vars(item).items()}
-                for item in self.layers
-            ],
+            "layers": [item.as_json() for item in self.layers],
             "texts": self.texts,
             "held_out": self.held_out,
             "positions": self.positions,
@@ -73,7 +105,7 @@ class Shift:
         }
 
 
-def probe_readings(tokenizer: Tokenizer, probes: Sequence[Probe], positions: Positions) -> list[Reading]:
+def probe_readings(tokenizer: Tokenizer, probes: Sequence[Probe], positions: Positions) -> list[ReplyReading]:
     """Where a steering vector acts on the rows of probes that have the wanted reply."""
     readings = []
     for probe in probes:
@@ -86,12 +118,12 @@ def probe_readings(tokenizer: Tokenizer, probes: Sequence[Probe], positions: Pos
     return readings
 
 
-def example_readings(tokenizer: Tokenizer, examples: Sequence[Example], positions: Positions) -> list[Reading]:
+def example_readings(tokenizer: Tokenizer, examples: Sequence[Example], positions: Positions) -> list[ReplyReading]:
     """Where a steering vector acts on examples and their chosen answers."""
     return [_reading(tokenizer, item.prompt, item.chosen, positions, item.where) for item in examples]
 
 
-def _reading(tokenizer: Tokenizer, prompt: Text, reply: Text, positions: Positions, where: str) -> Reading:
+def _reading(tokenizer: Tokenizer, prompt: Text, reply: Text, positions: Positions, where: str) -> ReplyReading:
     encoded = encode(tokenizer, prompt, reply, ANY_LENGTH, where=where)
     # At a position the model predicts the next token, so those of the reply are read one earlier.
     start, stop = {
@@ -99,24 +131,29 @@ def _reading(tokenizer: Tokenizer, prompt: Text, reply: Text, positions: Positio
         "response": (encoded.start - 1, encoded.stop - 1),
         "all": (0, encoded.stop - 1),
     }[positions]
-    return Reading(encoded.ids[:stop], start, stop)
+    return ReplyReading(encoded.ids[:stop], start, stop, encoded.start)
 
 
 def measure_shift(
     base: nn.Module,
     trained: nn.Module,
-    readings: Sequence[Reading],
+    readings: Sequence[ReplyReading],
     vector: SteeringVector,
     *,
+    scale: float = 1.0,
     layers: LayerRange | None = None,
     held_out: bool = True,
 ) -> Shift:
-    """Compare what a trained vector does to activations with what a steering vector adds.
+    """Compare what a trained vector does to activations with what a steering vector does to them.
+
+    The steered shift is measured, not computed: what is added in one layer goes through the next ones, and only in mode
+    `add` is it the same for every text.
 
     Args:
         base, trained: causal language models of transformers, without and with the trained vector.
         readings: at least one text.
         vector: the steering vector.
+        scale: at which it acts.
         layers: in which it acts; None for its own.
         held_out: the texts were not trained on.
 
@@ -128,25 +165,42 @@ def measure_shift(
         raise DataError("no texts to read the trained vector's shift on", "give the behavior probes with `chosen`")
     acting = vector.acting(layers)
     wanted = list(acting)
-    directions = torch.stack([acting[layer].double() for layer in wanted])  # (S, d)
-    scale_one = directions.norm(dim=-1)
-    units = directions / scale_one[:, None]
-    total, cosines = torch.zeros_like(directions), torch.zeros(len(wanted), dtype=torch.float64)
-    for _, states in version_activations(base, trained, readings):
-        moved = (states[:, 0, wanted] - states[:, 1, wanted]).double()  # (b, S, d)
+    units = torch.nn.functional.normalize(torch.stack([acting[layer].double() for layer in wanted]), dim=-1)  # (S, d)
+    given = injections(vector, scale, layers)
+    total, total_steered = torch.zeros_like(units), torch.zeros_like(units)
+    cosines = torch.zeros(len(wanted), dtype=torch.float64)
+    for indices, states in version_activations(base, trained, readings):
+        plain = states[:, 1, wanted].double()  # (b, S, d)
+        moved = states[:, 0, wanted].double() - plain
         total += moved.sum(0)
         cosines += torch.nn.functional.cosine_similarity(moved, units[None], dim=-1).sum(0)
-    mean = total / len(readings)
-    along = (mean * units).sum(-1)
-    length = mean.norm(dim=-1)
+        total_steered += (_steered_states(base, [readings[index] for index in indices], given, wanted) - plain).sum(0)
+    mean, steered_mean = total / len(readings), total_steered / len(readings)
+    along = torch.nn.functional.cosine_similarity(mean, units, dim=-1)
+    agreement = torch.nn.functional.cosine_similarity(mean, steered_mean, dim=-1)
     found = tuple(
         LayerShift(
             layer=layer,
-            cosine=float(along[row] / length[row].clamp_min(1e-30)),
-            along=float(along[row] / scale_one[row]),
-            length=float(length[row] / scale_one[row]),
+            cosine=float(along[row]),
             consistency=float(cosines[row] / len(readings)),
+            agreement=float(agreement[row]),
+            length=float(mean[row].norm()),
+            steered_length=float(steered_mean[row].norm()),
         )
         for row, layer in enumerate(wanted)
     )
-    return Shift(found, len(readings), held_out, vector.positions, 1 / math.sqrt(directions.shape[1]))
+    return Shift(found, len(readings), held_out, vector.positions, 1 / math.sqrt(units.shape[1]))
+
+
+def _steered_states(
+    base: nn.Module, readings: Sequence[ReplyReading], given: Sequence[Injection], layers: Sequence[int]
+) -> Tensor:
+    """Float64 (b, S, d): activations of one batch of texts while a steering vector acts."""
+    whole = len(readings) * max(
+        reading.stop for reading in readings
+    )  # one forward pass, since the starts are its rows'
+    with steered(base, given), reply_starts([reading.reply for reading in readings]):
+        ((rows, states),) = activations(base, readings, batch_tokens=whole)
+    result = torch.empty(len(readings), len(layers), states.shape[-1], dtype=torch.float64)
+    result[rows] = states[:, list(layers)].double()
+    return result

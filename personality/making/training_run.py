@@ -25,7 +25,7 @@ from personality.making.run_folder import RunFolder, run_folder
 from personality.making.run_record import Measured, data_used, measures_of, training_record
 from personality.making.training_data import TrainingData, read_data
 from personality.making.training_job import TrainingJob
-from personality.making.vector_records import record_vector
+from personality.making.vector_records import complete_lineage, record_vector
 from personality.making.verdict import compare, judge
 from personality.manifests.errors import PersonaError, UsageError
 from personality.manifests.manifest import Making, Manifest
@@ -118,6 +118,9 @@ def train_behavior(
         if known is not None:
             if folder.unfinished:  # killed between storing and clearing away
                 folder.finish(known.id)
+            if job.promotes is not None and processes.rank() == 0:
+                with repository.writing():  # a promotion is the same training, with one more origin
+                    known = complete_lineage(repository, Manifest.read(repository.manifest_path(known.id)), job.lineage)
             return Trained(known, False, None, None)
         check_fresh(repository, job.behavior, data.behavior, allow=job.allow_repeats)
         return _train(repository, job, data, folder, tensorboard, told, on_step)
@@ -305,7 +308,7 @@ def _store(
         # Counted here, where nothing else writes: another run may have used the same examples meanwhile.
         repeats = check_fresh(repository, job.behavior, data.behavior, allow=True)
         known = repository.behaviors().get(job.behavior)
-        return record_vector(
+        manifest, new = record_vector(
             repository,
             job.behavior,
             repository.config().base,
@@ -323,6 +326,7 @@ def _store(
             measures=measures_of(before.probes, after.probes),
             lineage=job.lineage,
         )
+        return complete_lineage(repository, manifest, job.lineage), new
 
 
 def check_job(job: TrainingJob) -> None:

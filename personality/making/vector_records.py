@@ -83,6 +83,20 @@ def record_vector(
     return manifest, True
 
 
+def complete_lineage(repository: Repository, known: Manifest, lineage: tuple[str, ...]) -> Manifest:
+    """A vector that was made before is now also made from others: the same tensors, and a lineage that says so.
+
+    The caller holds the repository's lock.
+    """
+    missing = tuple(vector for vector in lineage if vector not in known.lineage)
+    if not missing:
+        return known
+    manifest = known.model_copy(update={"lineage": (*known.lineage, *missing)})
+    texts: dict[str, str | None] = {f"manifests/{known.id}.json": manifest.to_bytes().decode()}
+    commit(repository, f"complete the lineage of {known.label}", texts)
+    return manifest
+
+
 def _next_number(repository: Repository, behavior: str, manifests: list[Manifest]) -> int:
     """One more than any number that was ever used, so that `listening@3` never comes to mean another vector."""
     used = [item.number for item in manifests if item.behavior == behavior]

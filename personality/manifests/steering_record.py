@@ -74,6 +74,7 @@ class LayerFigures(Frozen):
         spectrum: share of the differences' energy along their first principal directions.
         redundancy: R² of the direction on those of the repository's other steering vectors; None without others.
         coefficient: of the unit direction at scale 1 when it acts in this layer alone; None when not calibrated.
+        reached: nats at that coefficient; clearly below 1 where more of it does not move predictions further.
         effect: mean change of the wanted decision's probability with the vector in this layer alone, at the scale of
             the proof, −1 to 1; None when not measured.
     """
@@ -86,6 +87,7 @@ class LayerFigures(Frozen):
     spectrum: tuple[float, ...] = ()
     redundancy: float | None = None
     coefficient: float | None = None
+    reached: float | None = None
     effect: float | None = None
 
 

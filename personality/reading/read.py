@@ -24,6 +24,7 @@ from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.steering.steering_vector import SteeringVector, listed
 from personality.vectors.training.examples import Message
 from personality.vectors.training.tokens import Tokenizer
+from personality.versions.recipe import own_steering
 
 
 def read_text(
@@ -142,18 +143,9 @@ def _units(
     """Each vector with its label; its tensors are unit directions of the layers to read, in order."""
     if not manifests:
         raise UsageError("no vectors to read a text on", "name them: `--vectors candid,listening`")
-    base = repository.config().base
     units = []
     for manifest in manifests:
-        if manifest.kind != "steering":
-            raise UsageError(
-                f"`{manifest.label}` is a task vector: it has no direction to read a text on", "give a steering vector"
-            )
-        if manifest.base.fingerprint != base.fingerprint:
-            raise IncompatibleError(
-                f"`{manifest.label}` was made for {manifest.base}, this repository uses {base}",
-                f"make it for this base: `persona extract {manifest.behavior} …`",
-            )
+        own_steering(repository, manifest)
         vector = open_steering(repository, manifest.id, manifest.label)
         directions = {
             layer: tensor / tensor.norm()

@@ -23,6 +23,7 @@ from personality.versions.history import History
 from personality.versions.recipe import (
     RecipeChange,
     compare_recipes,
+    find_vector,
     manifest_of,
     use_vector,
     working_personality,
@@ -81,15 +82,27 @@ def initialize(root: Path, base: BaseIdentity, composition: Composition, trainin
 def add(
     repository: Repository,
     label: VectorLabel,
-    scale: float,
+    scale: float | None = None,
     *,
     layers: LayerRange | None = None,
     density: float | None = None,
     message: str = "",
 ) -> Recorded:
-    """Put a vector into use, or replace the behavior's vector, scale, layers and density."""
+    """Put a vector into use, or replace the behavior's vector, scale, layers and density.
+
+    Args:
+        repository: where.
+        label: which vector; without a number the behavior's newest.
+        scale: None for 1, or for the scale at which a steering vector was proven.
+        layers: where it acts; None for everywhere, or for a steering vector's own layers.
+        density: TIES density of this use.
+        message: for the log.
+    """
     with repository.writing():
         current = _clean(repository)
+        if scale is None:
+            steering = find_vector(repository, label).steering
+            scale = steering.proof.scale if steering is not None and steering.proof is not None else 1.0
         use = use_vector(repository, label, scale, layers, density)
         return _record(repository, current.with_use(use), f"add {use}", message)
 
@@ -264,7 +277,9 @@ def _check_buildable(repository: Repository, use: Use, personality: Personality)
         )
     if abs(use.scale) * manifest.norm > _GREATEST:
         raise IncompatibleError(
-            f"`{use.label}` × {use.scale:g} overflows: its norm is {manifest.norm:g}", "choose a scale near 1"
+            f"`{use.label}` × {use.scale:g} would change the model by {abs(use.scale) * manifest.norm:.3g} (its norm "
+            f"is {manifest.norm:.4g}): nothing of it would be left",
+            "choose a scale near 1",
         )
     path = repository.vector_path(use.vector)
     if not path.is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from personality.manifests.errors import CorruptError, NotFoundError, UsageError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from personality.manifests.manifest import Manifest
 from personality.manifests.names import MIN_ID_PREFIX, VectorLabel, did_you_mean, near
 from personality.manifests.personality_record import LayerRange, Personality, Use
@@ -28,7 +28,34 @@ def find_steering(repository: Repository, label: VectorLabel) -> Manifest:
     if label.number is None and others:
         number = max(item.number for item in others)
         return find_vector(repository, VectorLabel(label.behavior, number))
-    raise UsageError(
+    raise _no_direction(found)
+
+
+def own_steering(repository: Repository, label: VectorLabel | Manifest) -> Manifest:
+    """A steering vector that was made for the repository's base.
+
+    Args:
+        repository: where.
+        label: of the vector, as for `find_steering`; or its manifest, which is only checked.
+
+    Raises:
+        NotFoundError, UsageError: as `find_steering`.
+        IncompatibleError: it was made for another base.
+    """
+    found = label if isinstance(label, Manifest) else find_steering(repository, label)
+    if found.kind != "steering":
+        raise _no_direction(found)
+    base = repository.config().base
+    if found.base.fingerprint != base.fingerprint:
+        raise IncompatibleError(
+            f"`{found.label}` was made for {found.base}, this repository uses {base}",
+            f"make it for this base: `persona extract {found.behavior} …`",
+        )
+    return found
+
+
+def _no_direction(found: Manifest) -> UsageError:
+    return UsageError(
         f"`{found.label}` is a task vector: it changes weights and has no direction among activations",
         f"derive one: `persona extract {found.behavior} --from {found.label} …`",
     )
@@ -47,7 +74,8 @@ def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
         raise NotFoundError(
             f"there is no vector `{label.behavior}` in this repository",
             near(label.behavior, (item.behavior for item in manifests))
-            or f"make one: `persona train {label.behavior} --data FILE --general FILE`, or `persona import`",
+            or f"make one: `persona train {label.behavior} --data FILE --general FILE`, `persona extract` or "
+            "`persona import`; `persona redo` if you have just undone it",
         )
     number = max(item.number for item in of_behavior) if label.number is None else label.number
     found = [item for item in of_behavior if item.number == number and item.id.startswith(label.id_prefix)]

@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from personality.baking.architecture import Architecture
 from personality.baking.bake import bake
 from personality.baking.baked_comparison import compare_baked
 from personality.baking.baked_weights import BakedWeights
+from personality.baking.mlp_bias import MlpBias
+from personality.baking.routes import route_for
 from personality.builds.comparison import log_probabilities, probe_tokens
 from personality.builds.writer import write_checkpoint
-from personality.manifests.errors import PersonaError
+from personality.manifests.errors import IncompatibleError, PersonaError
+from personality.manifests.tensor_file import TensorSpec
 from personality.model import load_model
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.steering.injection import Injection
@@ -95,3 +99,51 @@ def test_a_steered_model_that_gives_no_numbers_is_nothing_to_compare_with(
     broken = [Injection(0, torch.full((32,), float("nan")), "all", "add", label="a@1")]
     with pytest.raises(PersonaError):
         compare_baked(log_probabilities(model, IDS), model, broken, IDS, tolerance=0.02, rounding=torch.bfloat16)
+
+
+def small(model_type: str, **config: Any) -> Architecture:
+    shapes = {"gate": (6, 4), "up": (6, 4), "down": (4, 6)}
+    names = {f"model.layers.0.mlp.{name}_proj.weight": shape for name, shape in shapes.items()}
+    specs = {name: TensorSpec(name, "F32", shape) for name, shape in names.items()}
+    return Architecture({"model_type": model_type, "num_hidden_layers": 4, **config}, specs)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "known", "dropped_by"),
+    [
+        ("llama", "transformers and vLLM are known to read", ()),
+        ("granite", "transformers and vLLM are known to read", ()),
+        ("minicpm3", "vLLM is known not to read", ("vllm",)),
+        ("seed_oss", "vLLM is known not to read", ("vllm",)),
+        ("helium", "another program than transformers,", ()),
+    ],
+)
+def test_what_is_known_of_engines_is_told(model_type: str, known: str, dropped_by: tuple[str, ...]) -> None:
+    plan = MlpBias().plan(small(model_type), {0: torch.ones(4)})
+    assert plan.dropped_by == dropped_by
+    assert known in plan.notes[0]
+    assert f"whose own `{model_type}` class has no MLP biases drops them" in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"), [({}, 0.7), ({"scale_depth": None}, 1.0), ({"scale_depth": 3}, 1.5)], ids=str
+)
+def test_the_factor_is_that_of_transformers(config: dict[str, Any], factor: float) -> None:
+    import transformers
+
+    assert small("minicpm3", **config).output_factor == pytest.approx(factor)
+    theirs = transformers.MiniCPM3Config(num_hidden_layers=4, **config)
+    assert theirs.scale_depth / 2 == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"), [("granite", {"residual_multiplier": 0}), ("minicpm3", {"scale_depth": 0.0})]
+)
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_factor_of_zero_is_refused(model_type: str, config: dict[str, float], biases: bool) -> None:
+    architecture = small(model_type, mlp_bias=biases, **config)
+    if biases:
+        name = "model.layers.0.mlp.down_proj.bias"
+        architecture = Architecture(architecture.config, {name: TensorSpec(name, "F32", (4,))})
+    with pytest.raises(IncompatibleError, match="multiplies its MLP's output by 0"):
+        route_for(architecture).plan(architecture, {0: torch.ones(4)})

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from personality import model
+from personality.baking.bake import check_proven
 from personality.builds.build import BuildRecord, build
 from personality.builds.comparison import agreement, log_probabilities, probe_tokens
 from personality.builds.export import export
@@ -22,7 +23,7 @@ from personality.manifests.atomic import leftovers
 from personality.manifests.errors import CorruptError, IncompatibleError
 from personality.manifests.manifest import Making
 from personality.manifests.names import VectorLabel
-from personality.manifests.personality_record import LayerRange
+from personality.manifests.personality_record import Composition, LayerRange, Personality
 from personality.manifests.repository import Repository
 from personality.manifests.steering_record import Positions, Proof, SteeringRecord
 from personality.manifests.version import Version
@@ -31,6 +32,7 @@ from personality.vectors.steering.steering_file import store_steering
 from personality.vectors.steering.steering_vector import SteeringVector
 from personality.versions.changes import add
 from personality.versions.history import History
+from personality.versions.recipe import use_vector
 from tests.conftest import fine_tuned, run_persona
 from tests.tiny_chat import chat_base
 
@@ -102,7 +104,7 @@ def hooked(repository: Repository, version: Version) -> torch.Tensor:
 def test_an_export_does_what_the_version_does(repository: Repository, tmp_path: Path) -> None:
     version = steering_version(repository)
     out = tmp_path / "out"
-    result = export(repository, version, "vllm", out, shard_bytes=20_000)
+    result = export(repository, version, "vllm", out, bake_unproven=True, shard_bytes=20_000)
     assert result.baked is not None
     assert result.baked.effect > 0.1
     assert result.agreement.greatest_difference < 1e-3 * result.baked.effect
@@ -121,7 +123,8 @@ def test_an_export_does_what_the_version_does(repository: Repository, tmp_path: 
 
 def test_what_the_folder_says_of_it(repository: Repository, tmp_path: Path) -> None:
     version = steering_version(repository)
-    code, stdout, err = run_persona("export", version.label, str(tmp_path / "out"), cwd=repository.root)
+    arguments = ["export", version.label, "--bake-unproven"]
+    code, stdout, err = run_persona(*arguments, str(tmp_path / "out"), cwd=repository.root)
     assert code == 0, err
     record = BuildRecord.read(tmp_path / "out" / BuildRecord.file_name)
     assert record.steering is not None
@@ -133,7 +136,7 @@ def test_what_the_folder_says_of_it(repository: Repository, tmp_path: Path) -> N
     assert "| candid@1 | 0.5 | all | extract |" in card
     assert f"baked in by the route `{route}`" in stdout
     assert "steering itself changes up to" in stdout
-    code, stdout, _ = run_persona("export", version.label, str(tmp_path / "again"), "--json", cwd=repository.root)
+    code, stdout, _ = run_persona(*arguments, str(tmp_path / "again"), "--json", cwd=repository.root)
     data = json.loads(stdout)["data"]
     assert data["steering"]["route"] == route
     assert data["steering_effect"] > 100 * data["agreement"]["greatest_difference"]
@@ -186,6 +189,43 @@ def test_what_was_proven_in_other_layers_is_not_proven(repository: Repository, t
         export(repository, History(repository).head(), "hf", tmp_path / "out")
 
 
+@pytest.mark.parametrize("scale", [-0.25, 1.1])
+def test_what_was_proven_at_another_scale_is_not_proven(repository: Repository, tmp_path: Path, scale: float) -> None:
+    add(repository, VectorLabel("candid"), scale)
+    with pytest.raises(IncompatibleError, match=f"it was proven at scale 1 and is used at {scale}"):
+        export(repository, History(repository).head(), "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_orthogonal_composition_turns_is_not_proven(repository: Repository) -> None:
+    base = repository.config().base
+
+    def personality(*behaviors: str) -> Personality:
+        uses = tuple(use_vector(repository, VectorLabel(name), 1.04) for name in behaviors)
+        return Personality(base=base, composition=Composition(steering="orthogonal"), uses=uses)
+
+    check_proven(repository, personality("candid"))  # alone it is not turned
+    both = personality("candid", "warm")
+    with pytest.raises(IncompatibleError, match="`steering = orthogonal` turns it in layer 1-2"):
+        check_proven(repository, both)
+    check_proven(repository, both.model_copy(update={"composition": Composition()}))
+
+
+def test_a_baked_folder_of_a_version_that_can_be_is_another_than_one_that_cannot(
+    repository: Repository, tmp_path: Path
+) -> None:
+    add(repository, VectorLabel("candid"), 0.5)
+    export(repository, History(repository).head(), "hf", tmp_path / "out")
+    steer(repository, "brief", positions="decision", seed=4)
+    add(repository, VectorLabel("brief"), 0.5)
+    version = History(repository).head()
+    code, stdout, err = run_persona("verify", version.label, str(tmp_path / "out"), "--json", cwd=repository.root)
+    assert code == 3, err
+    (finding,) = json.loads(stdout)["data"]["findings"]
+    assert finding["status"] == "different"
+    assert "`brief@1` cannot be baked" in finding["detail"]
+
+
 def test_what_does_not_act_everywhere_is_refused(repository: Repository, tmp_path: Path) -> None:
     steer(repository, "brief", positions="decision", seed=4)
     add(repository, VectorLabel("candid"), 0.5)
@@ -223,7 +263,7 @@ def test_an_export_whose_vectors_are_lost_is_not_kept(
     with pytest.raises(
         CorruptError, match="does not do what the hooks do: log-probabilities differ by up to"
     ) as caught:
-        export(repository, version, "hf", tmp_path / "out")
+        export(repository, version, "hf", tmp_path / "out", bake_unproven=True)
     assert "nothing was kept" in caught.value.hint
     assert not (tmp_path / "out").exists()
     assert leftovers(tmp_path) == []

@@ -115,7 +115,7 @@ def test_vectors_that_meet_are_shown_with_their_cosine(root: Path, persona: Pers
     [
         (("add", "warm", "--layers", "2-5"), 1, "has no direction for layer"),
         (("add", "warm", "--density", "0.5"), 2, "has no density"),
-        (("add", "warm", "--scale", "1e9"), 1, "overflows"),
+        (("add", "warm", "--scale", "1e9"), 1, "nothing of it would be left"),
         (("add", "warm", "--scale", "nan"), 2, "finite"),
     ],
 )
@@ -125,6 +125,15 @@ def test_what_cannot_be_is_refused(
     found, _, err = persona(*arguments, cwd=root)
     assert (found, message in err) == (code, True), err
     assert History(Repository(root)).head().label == "v1"
+
+
+def test_a_build_says_what_it_leaves_out(root: Path, persona: Persona) -> None:
+    data(persona("add", "warm", "--json", cwd=root))
+    code, _, err = persona("build", "v2", cwd=root)
+    assert code == 0
+    assert "warm@1 × 1, layer 3: left out" in err
+    assert data(persona("build", "v2", "--json", cwd=root))["steering"]["route"] == ""
+    assert data(persona("build", "v1", "--json", cwd=root))["steering"] is None
 
 
 def test_verify_reads_directions_and_tells_damage(root: Path, persona: Persona) -> None:

@@ -81,7 +81,7 @@ def test_a_task_vector_has_no_directions(repository_copy: Path, persona: Persona
     code, _, err = persona(
         "export", "listening@1", "--to", "gguf-control-vector", str(tmp_path / "v"), cwd=repository_copy
     )
-    assert code == 1
+    assert code == 2
     assert "`listening@1` is a task vector" in err
     code, _, err = persona("export", "listning@1", "--to", "persona-vectors", str(tmp_path / "v"), cwd=repository_copy)
     assert code == 1
@@ -90,3 +90,35 @@ def test_a_task_vector_has_no_directions(repository_copy: Path, persona: Persona
     assert code == 2
     assert "`listening@1` is one vector, `--to hf` writes a version" in err
     assert not (tmp_path / "v").exists()
+
+
+def test_without_a_number_it_is_the_newest_steering_vector(
+    repository_copy: Path, persona: Persona, tmp_path: Path
+) -> None:
+    repository = Repository(repository_copy)
+    write_gguf(tmp_path / "v.gguf", some_directions(1), "qwen3")
+    manifest, _, _ = import_directions(repository, "listening", tmp_path / "v.gguf")
+    newest = max(item.number for item in repository.manifests() if item.behavior == "listening")
+    assert manifest.number == newest
+    result = export_vector(repository, VectorLabel("listening"), "gguf-control-vector", tmp_path / "out")
+    assert result.manifest.id == manifest.id
+
+
+@pytest.mark.parametrize("option", [["--without-steering"], ["--bake-unproven"], ["--shard-gb", "5"]])
+def test_options_of_versions_are_none_of_vectors(
+    repository: Repository, persona: Persona, tmp_path: Path, option: list[str]
+) -> None:
+    arguments = ["export", "happy@1", "--to", "gguf-control-vector", str(tmp_path / "out"), *option]
+    code, _, err = persona(*arguments, cwd=repository.root)
+    assert code == 2
+    assert f"`{option[0]}` is for versions" in err
+
+
+@pytest.mark.parametrize("label", ["v1", "head", "stable"])
+def test_a_version_is_no_vector(repository: Repository, persona: Persona, tmp_path: Path, label: str) -> None:
+    assert persona("tag", "stable", "v1", cwd=repository.root)[0] == 0
+    code, _, err = persona("export", label, "--to", "gguf-control-vector", str(tmp_path / "v"), cwd=repository.root)
+    assert code == 2
+    told = " ".join(err.split())
+    assert f"`{label}` is no vector, and `--to gguf-control-vector` writes one steering vector" in told
+    assert "NAME@N" in told

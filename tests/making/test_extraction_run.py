@@ -83,7 +83,7 @@ def test_without_a_search_the_choice_is_told(repository_copy: Path) -> None:
     record = found.manifest.steering
     assert record is not None
     assert (record.proof, record.search, record.positions) == (None, (), "response")
-    assert any("chosen by held-out separation" in note for note in found.notes)
+    assert any("chosen by separation" in note for note in found.notes)
     assert record.contrast is not None
     assert record.contrast.pairs + record.contrast.held_out == 24
     assert record.contrast.shots == 2

@@ -19,6 +19,7 @@ from personality.making.training_data import read_data
 from personality.making.training_job import PreventOptions, TrainingJob
 from personality.making.training_run import check_job, train_behavior
 from personality.making.vector_records import record_vector
+from personality.manifests.canonical import digest
 from personality.manifests.errors import IncompatibleError, UsageError
 from personality.manifests.manifest import Making
 from personality.manifests.names import VectorLabel
@@ -27,6 +28,7 @@ from personality.manifests.repository import Repository
 from personality.manifests.steering_record import SteeringRecord
 from personality.model import load_composed, load_tokenizer
 from personality.playground.repository import make_playground
+from personality.vectors.steering.decoder_layers import decoder_layers, residual_width
 from personality.vectors.steering.injection import Injection
 from personality.vectors.steering.steering_file import store_steering
 from personality.vectors.steering.steering_vector import Gate, SteeringVector
@@ -35,6 +37,7 @@ from personality.vectors.training.run import InterruptedRunError
 from personality.vectors.training.settings import make_settings
 from personality.vectors.training.step_report import StepReport
 from tests.steering_fixtures import decision_direction, steer
+from tests.tiny_readings import tiny_model
 
 Persona = Callable[..., tuple[int, str, str]]
 
@@ -43,7 +46,7 @@ Persona = Callable[..., tuple[int, str, str]]
 def play(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A playground with `warm@1`, which acts where a reply is decided."""
     root = tmp_path_factory.mktemp("prevention") / "play"
-    make_playground(root, probe_rows=8)
+    make_playground(root, probe_rows=4)
     steer(Repository(root), "warm", 3, decision_direction("warm", 3))
     return root
 
@@ -53,7 +56,9 @@ def root(play: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(play, tmp_path / "play"))
 
 
-def job_on(root: Path, prevent: PreventOptions | None = None, count: int = 40, **settings: Any) -> TrainingJob:
+def job_on(
+    root: Path, prevent: PreventOptions | None = None, count: int = 24, probe_rows: int = 4, **settings: Any
+) -> TrainingJob:
     given = {**Repository(root).config().training, **settings}
     return TrainingJob(
         behavior="warm",
@@ -64,7 +69,7 @@ def job_on(root: Path, prevent: PreventOptions | None = None, count: int = 40, *
         prevent=prevent,
         preflight=False,
         allow_repeats=True,
-        probe_rows=8,
+        probe_rows=probe_rows,
     )
 
 
@@ -123,23 +128,35 @@ def test_checkups_see_the_model_without_it_and_nothing_stays(root: Path, tmp_pat
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in arm.model.modules())
 
 
-def test_it_is_taken_off_when_training_fails(root: Path) -> None:
-    model = torch.nn.Linear(2, 2)
-    prevention = Prevention(())
+def test_it_is_taken_off_while_paused_and_when_training_fails() -> None:
+    model = tiny_model("llama")
+    last = decoder_layers(model)[-1]
+    prevention = Prevention(
+        (Injection(len(decoder_layers(model)) - 1, torch.ones(residual_width(model)), "all", "add"),)
+    )
+    seen = []
 
     def broken(model: Any, step: int) -> Checkup:
+        seen.append(len(last._forward_hooks))
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError), prevention.acting(model):
+        seen.append(len(last._forward_hooks))
+        with pytest.raises(RuntimeError):
+            prevention.paused(broken)(model, 1)
+        seen.append(len(last._forward_hooks))  # a checkup that failed puts it back
         prevention.paused(broken)(model, 1)
-    assert not model._forward_hooks
+    assert seen == [1, 0, 1, 0]
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
 def test_recomputed_activations_are_steered_too(root: Path) -> None:
     """Gradient checkpointing runs the layers again for the backward pass."""
     repository = Repository(root)
     found = [
-        train_behavior(repository, job_on(root, options(root), count=10, gradient_checkpointing=flag)).manifest
+        train_behavior(
+            repository, job_on(root, options(root), count=4, probe_rows=0, gradient_checkpointing=flag)
+        ).manifest
         for flag in (False, True)
     ]
     assert found[0].norm == pytest.approx(found[1].norm, rel=1e-3)
@@ -147,7 +164,7 @@ def test_recomputed_activations_are_steered_too(root: Path) -> None:
 
 def test_an_interrupted_run_goes_on_under_the_direction(root: Path) -> None:
     repository = Repository(root)
-    whole = train_behavior(repository, job_on(root, options(root), count=20)).manifest
+    whole = train_behavior(repository, job_on(root, options(root), count=6, probe_rows=0)).manifest
     (root / f"manifests/{whole.id}.json").unlink()
 
     def stop(step: StepReport) -> None:
@@ -156,9 +173,9 @@ def test_an_interrupted_run_goes_on_under_the_direction(root: Path) -> None:
 
     shutil.rmtree(root / ".persona/runs")
     with pytest.raises(InterruptedRunError):
-        train_behavior(repository, job_on(root, options(root), count=20), on_step=stop)
+        train_behavior(repository, job_on(root, options(root), count=6, probe_rows=0), on_step=stop)
     assert list(root.glob(".persona/runs/*/toward/*/checkpoint-*"))
-    again = train_behavior(repository, job_on(root, options(root), count=20)).manifest
+    again = train_behavior(repository, job_on(root, options(root), count=6, probe_rows=0)).manifest
     assert again.id == whole.id
 
 
@@ -166,8 +183,17 @@ def test_the_run_is_another_one_and_others_keep_their_identity(root: Path) -> No
     plain, weak, strong = job_on(root), job_on(root, options(root)), job_on(root, options(root, 2.0))
     keys = {job.key("base", "behavior", "general", {}) for job in (plain, weak, strong)}
     assert len(keys) == 3
-    what = plain.as_json() | {"data": "behavior", "general": "general"}
-    assert what["prevent"] is None
+    # What a job was before it could prevent or promote anything.
+    known = {
+        "behavior": "warm",
+        "data": "behavior",
+        "general": "general",
+        "settings": plain.settings.model_dump(mode="json"),
+        "contrastive": False,
+        "avoid": None,
+    }
+    before = digest({"job": known, "base": "base", "tools": {}})[:16]
+    assert plain.key("base", "behavior", "general", {}) == before
     promoted = plain.model_copy(update={"promotes": "ab" * 32})
     assert promoted.key("base", "behavior", "general", {}) == plain.key("base", "behavior", "general", {})
     assert strong.model_copy(update={"promotes": weak.lineage[0]}).lineage == weak.lineage
@@ -189,7 +215,7 @@ def test_what_cannot_prevent_is_refused(root: Path, monkeypatch: pytest.MonkeyPa
     conditional = prevent_options(repository, VectorLabel("warm", 2))
     with pytest.raises(UsageError, match="pass its condition"):
         train_behavior(repository, job_on(root, conditional, context="frozen"))
-    train_behavior(repository, job_on(root, count=5))
+    train_behavior(repository, job_on(root, count=2, probe_rows=0))
     with pytest.raises(UsageError, match="task vector"):
         prevent_options(repository, VectorLabel("warm", 3))
     assert prevent_options(repository, VectorLabel("warm")).label == "warm@2"  # the newest that has a direction
@@ -199,7 +225,7 @@ def test_what_cannot_prevent_is_refused(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_says_what_acted(root: Path, persona: Persona) -> None:
-    data = ("--data", "data/warm.jsonl", "--general", "data/general-warm.jsonl", "--examples", "5")
+    data = ("--data", "data/warm.jsonl", "--general", "data/general-warm.jsonl", "--examples", "2", "--probe-rows", "0")
     code, _, err = persona("train", "warm", *data, "--prevent-scale", "2", cwd=root)
     assert code == 2 and "--prevent NAME" in err
     code, out, err = persona(
@@ -207,5 +233,6 @@ def test_the_command_says_what_acted(root: Path, persona: Persona) -> None:
     )
     assert code == 0, err
     assert "trained with warm@1 × 1 acting in layers 3-3, measured without it" in out
-    code, _, err = persona("train", "warm", "--resume", "--prevent", "warm@1", cwd=root)
-    assert code == 2 and "leave out" in err
+    for more in (("--prevent", "warm@1"), ("--prevent-scale", "2"), ("--prevent-layers", "3"), ("--keep-magnitude",)):
+        code, _, err = persona("train", "warm", "--resume", *more, cwd=root)
+        assert code == 2 and "a run's own data and settings" in err

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from personality.composition.opening import composer_of
-from personality.making.screening import Screening, screen
+from personality.evaluation.replies import replies as reply_texts
+from personality.making.screening import By, Screening, screen
 from personality.manifests.errors import DataError, IncompatibleError, UsageError
 from personality.manifests.manifest import Manifest
 from personality.manifests.personality_record import LayerRange, Personality
@@ -85,8 +86,6 @@ def test_a_vector_that_decides_screens_by_likelihood(play: Path, decides: Manife
     assert [line_of(item.where) for item in found.examples] == list(range(1, 21))
     quick = screen(repository, mixed, decides, approximate=True)
     assert found_at_the_top(quick) == 10 and {item.own for item in quick.examples} == {0.0}
-    # Where the base itself gives the very answer of the data, there is no shift at all.
-    assert min(abs(item.shift) for item in found.examples) < 0.1
 
 
 def test_a_vector_of_replies_screens_by_projection(play: Path, replies: Manifest, mixed: Path) -> None:
@@ -137,6 +136,26 @@ def test_what_cannot_be_screened_is_refused(play: Path, replies: Manifest, mixed
     base = replies.base.model_copy(update={"fingerprint": "0" * 64})
     with pytest.raises(IncompatibleError, match="was made for"):
         screen(repository, mixed, replies.model_copy(update={"base": base}))
+
+
+@pytest.mark.parametrize("by", ["likelihood", "projection"])
+def test_what_the_base_answers_itself_has_no_shift(
+    by: By, play: Path, decides: Manifest, replies: Manifest, tmp_path: Path
+) -> None:
+    """Its end is scored on both sides, or on none."""
+    repository = Repository(play)
+    composer = composer_of(repository, Personality(base=repository.config().base))
+    model, tokenizer = load_composed(composer), load_tokenizer(composer.base.folder)
+    prompts = [row["prompt"] for row in examples("warm", 12, 5)]
+    texts = reply_texts(model, tokenizer, prompts)
+    lines = [
+        {"prompt": p, "completion": [{"role": "assistant", "content": t}]} for p, t in zip(prompts, texts, strict=True)
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = screen(repository, path, decides if by == "likelihood" else replies, by=by)
+    assert [item.shift for item in found.examples] == pytest.approx([0.0] * 12, abs=1e-4)
+    assert max(abs(item.answer) for item in found.examples) > 0.05
 
 
 def test_plain_texts_are_screened_too(play: Path, replies: Manifest, tmp_path: Path) -> None:

@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 from personality.manifests.atomic import writing
-from personality.manifests.errors import CorruptError, IncompatibleError
+from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
 from personality.vectors.interop.base_shape import BaseShape
 from personality.vectors.interop.imported_directions import ImportedDirections, checked
 
 MAGIC = b"GGUF"
 ARCHITECTURE = "controlvector"
-_DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]*)")
+_DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
+_NO_CONTROL_VECTOR = "give a control vector, as repeng's `export_gguf` or llama.cpp's cvector-generator writes it"
+_MOST_PARTS = 10_000
+"""Most fields, elements of arrays and tensors together; a control vector has one tensor per layer and a few fields."""
 # What llama.cpp calls an architecture, where that is another word and not only another spelling of transformers' name.
 _LLAMA_CPP_NAMES = {
     "mistral": "llama", "mixtral": "llama", "phi": "phi2", "cohere": "commandr", "gptbigcode": "starcoder",
@@ -51,14 +54,8 @@ def read_gguf(path: Path, base: BaseShape) -> ImportedDirections:
     reader = _open(path)
     texts = _texts(reader)
     notes = []
-    architecture = texts.get("general.architecture")
-    if architecture is None:
+    if "general.architecture" not in texts:
         notes.append("the file does not say that it is a control vector; its tensors do")
-    elif architecture != ARCHITECTURE:
-        raise IncompatibleError(
-            f"{path} is a GGUF model or adapter of the architecture `{architecture}`, no control vector",
-            "give a control vector, as repeng's `export_gguf` or llama.cpp's cvector-generator writes it",
-        )
     hint = texts.get(f"{ARCHITECTURE}.model_hint", "")
     if hint and not same_model_type(hint, base.model_type):
         raise IncompatibleError(
@@ -83,10 +80,45 @@ def read_gguf(path: Path, base: BaseShape) -> ImportedDirections:
 
 
 def _open(path: Path) -> Any:
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
     class Bounded(GGUFReader):  # type: ignore[misc]  # the package's types are not followed
-        """The package reads past the end as nothing, and would go on for as long as a damaged count says."""
+        """The package reads past the end as nothing, and would go on for as long as a damaged count says.
+
+        It makes several objects of every element of an array: a model with its vocabulary would take a minute, so one
+        is refused at its name, and whatever has too many parts at their number.
+        """
+
+        parts = 0
+
+        def _count(self, offset: Any, count: Any, what: str) -> None:
+            if int(offset) + int(count) > len(self.data):  # each takes a byte at least
+                raise ValueError(f"it ends at {len(self.data)} bytes and is to have {int(count)} {what}")
+            self.parts += int(count)
+            if self.parts > _MOST_PARTS:
+                raise IncompatibleError(f"{path} is no control vector: it has {int(count)} {what}", _NO_CONTROL_VECTOR)
+
+        def _build_fields(self, offs: Any, count: Any) -> Any:
+            self._count(offs, count, "metadata fields")
+            return super()._build_fields(offs, count)
+
+        def _build_tensor_info(self, offs: Any, count: Any) -> Any:
+            self._count(offs, count, "tensors")
+            return super()._build_tensor_info(offs, count)
+
+        def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
+            if raw_type == GGUFValueType.ARRAY:  # type of the elements, their number, the elements
+                self._count(orig_offs, self._get(orig_offs + 4, np.uint64)[0], "elements in an array of its metadata")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+        def _push_field(self, field: Any, skip_sum: bool = False) -> Any:
+            text = _text(field) if field.name == "general.architecture" else None
+            if text is not None and text != ARCHITECTURE:
+                raise IncompatibleError(
+                    f"{path} is a GGUF model or adapter of the architecture `{text}`, no control vector",
+                    _NO_CONTROL_VECTOR,
+                )
+            return super()._push_field(field, skip_sum)
 
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
@@ -95,6 +127,8 @@ def _open(path: Path) -> Any:
 
     try:
         return Bounded(path)
+    except PersonaError:
+        raise
     except Exception as error:  # whatever the package's parsing of a damaged file runs into
         raise CorruptError(
             f"{path} is not a whole GGUF file: {type(error).__name__}: {error}", "fetch or make the file again"
@@ -103,13 +137,14 @@ def _open(path: Path) -> Any:
 
 def _texts(reader: Any) -> dict[str, str]:
     """The metadata that is text."""
+    found = {name: _text(field) for name, field in reader.fields.items()}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _text(field: Any) -> str | None:
     from gguf import GGUFValueType
 
-    return {
-        name: bytes(field.parts[-1]).decode(errors="replace")
-        for name, field in reader.fields.items()
-        if field.types[:1] == [GGUFValueType.STRING]
-    }
+    return bytes(field.parts[-1]).decode(errors="replace") if field.types[:1] == [GGUFValueType.STRING] else None
 
 
 def _values(tensor: Any, path: Path) -> Tensor:

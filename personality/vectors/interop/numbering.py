@@ -14,7 +14,7 @@ from personality.manifests.errors import IncompatibleError, UsageError
 from personality.vectors.interop.base_shape import BaseShape
 from personality.vectors.interop.imported_directions import ImportedDirections, Source, checked
 
-_KEY = re.compile(r"(?P<name>(?:.*[^0-9])?)(?P<number>[0-9]+)")
+_KEY = re.compile(r"(?P<name>(?:.*[^0-9])?)(?P<number>[0-9]{1,6})")
 _WAYS = "keep one tensor per layer, named `layer.0`, `layer.1`, …, or one stacked tensor [layers, width]"
 
 
@@ -75,6 +75,8 @@ def numbered(content: Any, base: BaseShape, where: str, layer: int | None) -> Nu
         return _table(content, base, where, layer)
     if isinstance(content, Sequence) and not isinstance(content, str | bytes) and content:
         if all(isinstance(item, Tensor) and item.shape == content[0].shape for item in content):
+            if content[0].numel() != base.width or len(content) not in (1, base.layers, base.layers + 1):
+                raise _misfit([len(content), *content[0].shape], base, where)  # before they are copied together
             return _tensor(torch.stack(list(content)), base, where, layer)
         raise IncompatibleError(f"{where} holds a list of other things than tensors of one shape", _WAYS)
     what = "nothing" if isinstance(content, Sequence) and not content else f"a `{type(content).__name__}`"
@@ -90,12 +92,16 @@ def _tensor(content: Tensor, base: BaseShape, where: str, layer: int | None) -> 
     if content.ndim == 3 and content.shape[1] == 1:
         content = content[:, 0]
     if content.ndim != 2 or content.shape[0] not in (base.layers, base.layers + 1) or content.shape[1] != base.width:
-        raise IncompatibleError(
-            f"{where} holds a tensor of the shape {shape}, the base has {base}: expected "
-            f"[{base.layers}, {base.width}] or, with the embeddings' output first, [{base.layers + 1}, {base.width}]",
-            "it was made for another base, or is no stack of directions",
-        )
+        raise _misfit(shape, base, where)
     return _counted(dict(enumerate(content)), base)
+
+
+def _misfit(shape: list[int], base: BaseShape, where: str) -> IncompatibleError:
+    return IncompatibleError(
+        f"{where} holds a tensor of the shape {shape}, the base has {base}: expected "
+        f"[{base.layers}, {base.width}] or, with the embeddings' output first, [{base.layers + 1}, {base.width}]",
+        "it was made for another base, or is no stack of directions",
+    )
 
 
 def _table(content: Mapping[Any, Any], base: BaseShape, where: str, layer: int | None) -> Numbered:

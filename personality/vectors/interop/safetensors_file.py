@@ -8,8 +8,9 @@ Plain: see `numbering.numbered`.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from personality.manifests.atomic import writing
 from personality.manifests.canonical import short
@@ -20,9 +21,11 @@ from personality.manifests.vector_store import FORMAT, read_header
 from personality.vectors.interop.base_shape import BaseShape
 from personality.vectors.interop.imported_directions import ImportedDirections, checked
 from personality.vectors.interop.numbering import directions
-from personality.vectors.steering.steering_file import contents, read_steering
+from personality.vectors.steering.steering_file import ENCODING, contents, read_steering
 from personality.vectors.steering.steering_vector import SteeringVector
 from personality.vectors.tensors import read_tensor, tensor_bytes
+
+_NAME = re.compile(r"layer\.(?:0|[1-9][0-9]{0,5})")
 
 
 def read_safetensors(path: Path, base: BaseShape, fingerprint: str, layer: int | None = None) -> ImportedDirections:
@@ -66,14 +69,11 @@ def _own(file: TensorFile, base: BaseShape, fingerprint: str) -> ImportedDirecti
                 f"{short(origin['base'])}, this repository's has {short(fingerprint)}",
                 "extract it on this base: `persona extract`",
             )
-        if header["positions"] not in get_args(Positions) or header["mode"] not in get_args(Mode):
-            raise ValueError(f"positions {header['positions']!r}, mode {header['mode']!r}")
+        _check_header(file, header)
         vector = read_steering(file, header)
-        if not math.isfinite(vector.joint):
-            raise ValueError(f"joint {vector.joint}")
     except PersonaError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptError(
             f"{file.path} does not say how it acts: {type(error).__name__}: {error}", "write it again: `persona export`"
         ) from error
@@ -81,6 +81,52 @@ def _own(file: TensorFile, base: BaseShape, fingerprint: str) -> ImportedDirecti
         checked({vector.gate.layer: vector.gate.direction}, base, f"the condition of {file.path}", "safetensors")
     found = checked(vector.tensors, base, str(file.path), "safetensors")
     return ImportedDirections(found.directions, "safetensors", vector.positions, idle=found.idle, vector=vector)
+
+
+def _check_header(file: TensorFile, header: dict[str, Any]) -> None:
+    """Refuse what this program would not have written.
+
+    Raises:
+        KeyError, TypeError, ValueError: naming it.
+    """
+    if header["encoding"] != ENCODING:
+        raise ValueError(f"encoding {header['encoding']!r}, not {ENCODING!r}")
+    if header["positions"] not in get_args(Positions) or header["mode"] not in get_args(Mode):
+        raise ValueError(f"positions {header['positions']!r}, mode {header['mode']!r}")
+    if not _is_number(header["joint"]):
+        raise ValueError(f"joint {header['joint']!r}")
+    layers, condition = header["layers"], header["condition"]
+    if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
+        raise ValueError(f"layers {layers!r}, not a list of numbers")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers {layers}, some of them twice")
+    names = {name for name in file.specs if _NAME.fullmatch(name)}
+    absent = [layer for layer in layers if f"layer.{layer}" not in names]
+    if absent:
+        raise ValueError(f"layers {layers}, without a tensor `layer.{absent[0]}`")
+    others = sorted({*file.specs} - names - ({"condition"} if condition is not None else set()))
+    if others:
+        raise ValueError(f"a tensor `{others[0]}`")
+    if condition is not None:
+        _check_condition(file, condition)
+
+
+def _check_condition(file: TensorFile, condition: Any) -> None:
+    if not isinstance(condition, dict) or condition.keys() != {"layer", "threshold", "above"}:
+        raise ValueError(f"condition {condition!r}, not layer, threshold and above")
+    if (
+        type(condition["layer"]) is not int
+        or condition["layer"] < 0
+        or not _is_number(condition["threshold"])
+        or not isinstance(condition["above"], bool)
+    ):
+        raise ValueError(f"condition {condition!r}")
+    if "condition" not in file.specs:
+        raise ValueError(f"condition {condition!r}, without a tensor `condition`")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_safetensors(path: Path, vector: SteeringVector, label: str, fingerprint: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from personality.manifests.errors import CorruptError, IncompatibleError
 from personality.vectors.interop.base_shape import BaseShape
 from personality.vectors.interop.imported_directions import ImportedDirections
 from personality.vectors.interop.numbering import directions
+
+_MOST_UNMAPPED = 1 << 30
+"""Bytes. A view saved before torch 1.6 took its whole storage along, so such files can be larger than they look."""
 
 
 def read_torch(path: Path, base: BaseShape, layer: int | None = None) -> ImportedDirections:
@@ -44,10 +48,19 @@ def read_torch(path: Path, base: BaseShape, layer: int | None = None) -> Importe
 
 
 def _load(path: Path) -> Any:
+    # Mapped, tensors that are refused by their names or shapes are never read; the old format has to be read whole.
+    mapped = zipfile.is_zipfile(path)
+    size = path.stat().st_size
+    if not mapped and size > _MOST_UNMAPPED:
+        raise IncompatibleError(
+            f"{path} has {size / 1e9:.2f} GB, in a format that can only be read whole; directions are far smaller",
+            "a fine-tuned model is imported by the folder that it lies in; save directions alone: "
+            "`torch.save(tensor.clone(), FILE)`",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged files end in errors of many kinds
         what = (str(error).splitlines() or [""])[0] or "it ends early"
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):

@@ -20,6 +20,8 @@ from personality.vectors.steering.steering_vector import Gate
 
 # In this order within a layer: what is taken out is taken from what the layer gave.
 _ORDER: tuple[Mode, ...] = ("project", "add", "norm-preserving")
+_SAME = 1e-3
+"""Relative eigenvalue of the cosines' matrix below which several directions to project out count as one."""
 
 
 @contextlib.contextmanager
@@ -81,7 +83,12 @@ class SteeringHandle:
 
 @dataclass
 class _Pass:
-    """One forward pass: which positions it computes, and where its prompts end."""
+    """One forward pass: which positions it computes, and where its prompts end.
+
+    Without `reply_starts`, several tokens in one pass are a prompt and a single one after others in the cache belongs
+    to the reply: what `generate` does unless it works without a cache, or drafts several tokens at a time. One model
+    is steered in one thread at a time.
+    """
 
     width: int = 0
     past: int = 0
@@ -96,6 +103,8 @@ class _Pass:
             raise PersonaError("a steered model was called without `input_ids`", "give them by name")
         cache = kwargs.get("past_key_values")
         self.past = int(cache.get_seq_length()) if cache is not None else 0
+        if self.past == 0:
+            self.open.clear()  # other prompts
         self.width = tokens.shape[1]
         starts = known_starts()
         if starts is not None:
@@ -224,12 +233,13 @@ def _moved(hidden: Tensor, term: _Term) -> Tensor:
         return hidden + vectors[0].to(hidden.dtype)
     wide = hidden.float()
     if term.mode == "project":
-        for vector, sign in zip(vectors, term.signs, strict=True):
-            share = vector.norm()
-            unit = vector / share
-            # From what the layer gave, so that the order of several directions does not matter.
-            wide = wide - sign * share * (hidden.float() @ unit)[..., None] * unit
-        return wide.to(hidden.dtype)
+        shares = vectors.norm(dim=1)
+        units = vectors / shares[:, None]
+        # Coordinates in the directions' own span: what two similar ones share is taken out once.
+        coordinates = wide @ units.T @ torch.linalg.pinv(units @ units.T, hermitian=True, rtol=_SAME)
+        kept = wide - (coordinates * shares * torch.tensor(term.signs, device=hidden.device)) @ units
+        found: Tensor = kept.to(hidden.dtype)
+        return found
     turned = wide + vectors[0]
     stretch = wide.norm(dim=-1, keepdim=True) / turned.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     result: Tensor = (turned * stretch).to(hidden.dtype)

@@ -101,7 +101,7 @@ def check(vector: SteeringVector) -> None:
             raise IncompatibleError(
                 f"the direction of layer {layer} has NaN or infinite values", "extract it again, in float32"
             )
-    zero = [layer for layer in vector.layers if layer in vector.tensors and not bool(vector.tensors[layer].any())]
+    zero = [layer for layer, tensor in vector.tensors.items() if not bool(tensor.any())]
     if zero:
         raise IncompatibleError(f"the direction of layer {zero[0]} is zero", "leave that layer out (`--layers`)")
     vector.acting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def test_zero_directions_are_told(tmp_path: Path) -> None:
         ({"direction.01": ones()}, "controlvector", "qwen3", "`direction.01`, which is no direction"),
         ({"direction.1": ones(np.int32)}, "controlvector", "qwen3", "`direction.1` in .* is I32"),
         ({"direction.1": np.ones((2, 8), np.float32)}, "controlvector", "qwen3", r"shape \[2, 8\]"),
+        ({"direction.1000000": ones()}, "controlvector", "qwen3", "`direction.1000000`, which is no direction"),
         ({}, "controlvector", "qwen3", "has no directions"),
     ],
 )
@@ -221,6 +223,31 @@ def test_an_absurd_array_is_corrupt(tmp_path: Path) -> None:
         (tmp_path / "v").write_bytes(start + struct.pack("<IIQ", 9, kind, 2**60) + bytes(100))
         with pytest.raises(CorruptError):
             read_gguf(tmp_path / "v", BASE)
+
+
+def with_array(path: Path, count: int, arch: str = "controlvector") -> Path:
+    """A valid file with an array of bytes in its metadata."""
+    write_raw(path, {"direction.1": ones()}, arch)
+    whole = path.read_bytes()
+    key = b"some.array"
+    array = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 0, count) + bytes(count)
+    fields = struct.unpack_from("<Q", whole, 16)[0]
+    at = whole.index(b"direction.1") - 8
+    start = whole[:16] + struct.pack("<Q", fields + 1) + whole[24:at] + array
+    info = 8 + len(b"direction.1") + 4 + 8 + 4 + 8
+    start += whole[at : at + info]
+    path.write_bytes(start + bytes(-len(start) % 32) + ones().tobytes())
+    return path
+
+
+def test_long_arrays_are_not_walked(tmp_path: Path) -> None:
+    assert list(read_gguf(with_array(tmp_path / "short", 1000), BASE).directions) == [1]
+    started = time.monotonic()
+    with pytest.raises(IncompatibleError, match="no control vector: it has 2000000 elements in an array"):
+        read_gguf(with_array(tmp_path / "long", 2_000_000), BASE)
+    with pytest.raises(IncompatibleError, match="model or adapter of the architecture `llama`"):
+        read_gguf(with_array(tmp_path / "model", 2_000_000, "llama"), BASE)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

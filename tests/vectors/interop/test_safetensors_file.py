@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,39 @@ def test_own_layout_that_was_edited(tmp_path: Path) -> None:
         read_safetensors(edit('"format":1', '"format":2'), BASE, HERE)
     with pytest.raises(IncompatibleError, match="is a task vector of this program"):
         read_safetensors(edit('"kind":"steering"', '"kind":"task"'), BASE, HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoding": "dense"}, "encoding 'dense'"),
+        ({"layers": []}, r"layers \[\]"),
+        ({"layers": 1}, "layers 1,"),
+        ({"layers": [True]}, r"layers \[True\]"),
+        ({"layers": [1, 1]}, r"layers \[1, 1\], some of them twice"),
+        ({"layers": [1, 2]}, "without a tensor `layer.2`"),
+        ({"joint": "much"}, "joint 'much'"),
+        ({"joint": 10**400}, "OverflowError"),
+        ({"condition": None}, "a tensor `condition`"),
+        ({"condition": {}}, "not layer, threshold and above"),
+        ({"condition": {"layer": 0, "threshold": 1.0}}, "not layer, threshold and above"),
+        ({"condition": {"layer": 0, "threshold": "1", "above": True}}, "'threshold': '1'"),
+        ({"condition": {"layer": 0, "threshold": 1.0, "above": "no"}}, "'above': 'no'"),
+        ({"condition": {"layer": -1, "threshold": 1.0, "above": True}}, "'layer': -1"),
+        ({"condition": {"layer": "0", "threshold": 1.0, "above": True}}, "'layer': '0'"),
+    ],
+    ids=str,
+)
+def test_own_layout_with_a_header_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    gate = Gate(0, torch.ones(6), 0.5, True)
+    write_safetensors(tmp_path / "v", SteeringVector({1: torch.ones(6)}, "all", "add", (1,), gate=gate), "a@1", HERE)
+    with safe_open(tmp_path / "v", "pt") as file:
+        (key,) = file.metadata()
+        header = json.loads(file.metadata()[key])
+    save_file(load_file(tmp_path / "v"), tmp_path / "edited", {key: json.dumps({**header, **changes})})
+    with pytest.raises(CorruptError, match=message) as caught:
+        read_safetensors(tmp_path / "edited", BASE, HERE)
+    assert "does not say how it acts" in caught.value.message
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -117,3 +117,23 @@ def test_other_content_is_refused(tmp_path: Path) -> None:
     for content in (7, "text", {"a": 1}, [1.0, 2.0], torch.ones(7, 6), {"w.weight": torch.ones(3, 3)}):
         with pytest.raises(IncompatibleError):
             read_torch(saved(content, tmp_path / "v.pt"), BASE)
+
+
+def test_large_checkpoints_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.pt").write_bytes(pickle.dumps({}, protocol=2))
+    os.truncate(tmp_path / "old.pt", 14 * 10**9)  # sparse: takes no room
+    with pytest.raises(IncompatibleError, match=r"14\.00 GB"):
+        read_torch(tmp_path / "old.pt", BASE)
+    saved({"lm_head.weight": torch.ones(9, 6), "model.norm.weight": torch.ones(6)}, tmp_path / "new.pt")
+    loaded: list[Any] = []
+    real = torch.load
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded.append(real(*arguments, **options))
+        assert options["mmap"] is True
+        return loaded[-1]
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(IncompatibleError, match=r"`lm_head\.weight`, which names no layer"):
+        read_torch(tmp_path / "new.pt", BASE)
+    assert loaded

@@ -209,3 +209,46 @@ def test_a_wrapped_model_is_steered_too(tmp_path: Path) -> None:
     with steered(wrapped, [injection()]):
         assert not torch.allclose(wrapped(input_ids=IDS).logits, before, atol=1e-3)
     assert torch.equal(wrapped(input_ids=IDS).logits, before)
+
+
+def test_similar_directions_are_projected_out_once_not_twice() -> None:
+    model = tiny()
+    unit = torch.nn.functional.normalize(torch.randn(32), dim=0)
+    other = torch.nn.functional.normalize(unit + 0.1 * torch.randn(32), dim=0)
+    items = [Injection(1, unit, "all", "project", label="a@1"), Injection(1, other, "all", "project", label="b@1")]
+    with steered(model, items):
+        found = hidden(model, IDS, 1)
+    assert torch.allclose(found @ unit, torch.zeros(2, 5), atol=1e-4)
+    assert torch.allclose(found @ other, torch.zeros(2, 5), atol=1e-4)
+    # One direction twice is one direction.
+    once, twice = [Injection(1, unit, "all", "project", label=name) for name in ("a@1", "b@1")][:1], items[:1] * 2
+    with steered(model, once):
+        single = hidden(model, IDS, 1)
+    with steered(model, [twice[0], Injection(1, unit, "all", "project", label="b@1")]):
+        assert torch.allclose(hidden(model, IDS, 1), single, atol=1e-4)
+
+
+def test_what_an_earlier_batch_passed_is_forgotten() -> None:
+    model = tiny()
+    direction = torch.nn.functional.normalize(torch.randn(32), dim=0)
+    seen = hidden(model, IDS, 1)[:, -1] @ direction
+    gate = Gate(1, direction, float(seen.mean()))
+    flipped = IDS.flip(0)
+    with steered(model, [injection(layer=2, gate=gate)]):
+        first, second = model(input_ids=IDS).logits, model(input_ids=flipped).logits
+    assert torch.allclose(first, second.flip(0), atol=1e-5)
+
+
+def test_a_mask_over_cached_tokens_is_read_from_its_end() -> None:
+    """With a cache the mask covers what came before: a padded prompt keeps its end, and its reply follows."""
+    model = tiny()
+    left = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    item = injection(positions="response")
+    with steered(model, [item]):
+        made = model.generate(
+            input_ids=IDS, attention_mask=left, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        alone = model.generate(
+            input_ids=IDS[1:, 2:], max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    assert torch.equal(made[1, 5:], alone[0, 3:])
