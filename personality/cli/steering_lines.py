@@ -98,7 +98,8 @@ def _show_calibration(out: Output, record: SteeringRecord, indent: str) -> None:
         return
     reach = f", text holds together up to scale {found.coherent_to:g}" if found.coherent_to is not None else ""
     out.line(
-        f"{indent}scale 1: 95% of {found.tokens} tokens move by at most {found.kl_95:.2f} nats (KL from the base)"
+        f"{indent}scale 1: 95% of {found.tokens} tokens (of {found.texts} texts) move by at most "
+        f"{found.kl_95:.2f} nats (KL from the base)"
         f"{reach}"
     )
     if found.curve:

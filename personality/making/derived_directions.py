@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from personality.manifests.errors import DataError, IncompatibleError
-from personality.vectors.extraction.capture import BATCH_TOKENS, OnBatch, activations
+from personality.vectors.extraction.capture import OnBatch, activations
 from personality.vectors.extraction.denoising import output_subspaces
 from personality.vectors.extraction.directions import Extraction, Method, fit_directions
 from personality.vectors.extraction.reading import Reading
@@ -22,7 +22,7 @@ def version_activations(
     composed: nn.Module,
     readings: Sequence[Reading],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_batch: OnBatch | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Activations of the same texts in two models, a batch at a time.
@@ -31,7 +31,7 @@ def version_activations(
         base: causal language model of transformers.
         composed: the same with a vector in its weights.
         readings: what to read.
-        batch_tokens: most tokens of one forward pass.
+        batch_tokens: most tokens of one forward pass; None for what suits the device.
         on_batch: called after each batch with the numbers of texts done and of all texts.
 
     Yields:
@@ -61,7 +61,7 @@ def derive_directions(
     *,
     method: Method = "mean",
     denoise: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_batch: OnBatch | None = None,
 ) -> Extraction:
     """Directions of what a vector does to the activations of texts; a text in both models is a pair.
@@ -98,7 +98,7 @@ def derived_separation(
     extraction: Extraction,
     where: Sequence[str],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     on_batch: OnBatch | None = None,
 ) -> Separation:
     """Whether derived directions tell the two models apart on texts that they were not derived from.

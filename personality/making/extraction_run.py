@@ -184,7 +184,11 @@ def _choose(
         everywhere = best.by_positions.get("all")
         if everywhere is not None and best.best.positions != "all":
             where = f"{everywhere.source}, layer {listed(everywhere.layers)}, scale {everywhere.scale:g}"
-            notes.append(f"the best that acts everywhere, as what is baked must: {where} (`--positions all`)")
+            points = 100 * (best.scores["all"] - best.scores[best.best.positions])
+            notes.append(
+                f"the best that acts everywhere, as what is baked must, scores {points:+.0f} points: {where} "
+                "(`--positions all`)"
+            )
         chosen = next(item for item in found if item.name == best.best.source)
         return Choice(chosen, best.best.positions, best.best.layers, best.best.scale, best.rows)
     chosen = max(found, key=lambda item: float(item.merit.max()))
@@ -220,7 +224,14 @@ def _condition(
         return None, None
     told("finding the condition")
     prompts = [[item.prompt for item in read_examples(path, need_rejected=False)] for path in (job.when, job.unless)]
-    gate, condition = fit_condition(model, tokenizer, *prompts, last_layer=min(choice.layers), seed=job.seed)
+    gate, condition = fit_condition(
+        model,
+        tokenizer,
+        *prompts,
+        last_layer=min(choice.layers),
+        max_length=longest_text(job, model),
+        seed=job.seed,
+    )
     if condition.accuracy is not None and condition.accuracy.low <= 0.5:
         notes.append(
             f"the condition is right for {condition.accuracy.value:.0%} of {condition.accuracy.n} held-out prompts: no "

@@ -187,6 +187,7 @@ class Calibration(Frozen):
 
     Attributes:
         tokens: positions at which it was measured.
+        texts: that these are from; 0 where nobody counted.
         kl_95: what was reached at scale 1, nats; below 1 where the mode cannot do more.
         text: digest of the text.
         curve: dose and response.
@@ -194,6 +195,7 @@ class Calibration(Frozen):
     """
 
     tokens: int
+    texts: int = 0
     kl_95: float
     text: str
     curve: tuple[DosePoint, ...] = ()

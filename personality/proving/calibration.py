@@ -106,6 +106,7 @@ def calibrate(
     reached = base.drift(model, injections(vector, 1.0)).kl_95
     calibration = Calibration(
         tokens=base.tokens,
+        texts=base.count,
         kl_95=reached if math.isfinite(reached) else whole.value,
         text=general.digest,
         curve=points,

@@ -19,7 +19,8 @@ MOST_LAYERS = 12
 _SCALES, _ALIKE = 2, 3
 
 SEPARATES = 0.9
-"""Share of held-out texts that a direction must tell apart to be proven."""
+"""Share of texts that a direction must tell apart: of held-out ones to be proven, of those it was read from to be tried
+without a doubt."""
 
 Setting = tuple[str, Positions, tuple[int, ...]]
 """A source's name, positions and layers: a candidate without its scale."""
@@ -33,8 +34,9 @@ class Source:
         name: of the contrast, such as `shots/divergence`.
         directions: float32 (L, d), of norm 1, or 0 where nothing differs.
         activations: (L,), mean norm of the activations there.
-        merit: (L,), by which layers are chosen in deep models: held-out separation × consistency.
-        separation: (L,), share of held-out texts on their side; None when nobody measured.
+        merit: (L,), by which layers are chosen in deep models: separation × consistency on the pairs that the
+            directions were read from, so that the held-out ones stay fresh for the proof.
+        separation: (L,), share of these texts on their side; None when nobody measured.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Source:
     separation: Tensor | None = None
 
     def separates(self, layers: Sequence[int]) -> bool:
-        """Whether the direction tells held-out texts apart in all these layers, as far as anybody knows."""
+        """Whether the direction tells texts apart in all these layers, as far as anybody knows."""
         return self.separation is None or all(float(self.separation[layer]) >= SEPARATES for layer in layers)
 
 

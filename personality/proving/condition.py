@@ -58,14 +58,14 @@ def fit_condition(
                 f"{len(prompts)} prompts at which to {name}: a condition needs at least {_LEAST} of each kind",
                 "give more; some dozens are usual",
             )
-    wanted = _last_tokens(model, tokenizer, positive, max_length)
-    others = _last_tokens(model, tokenizer, negative, max_length)
+    wanted = _last_tokens(model, tokenizer, positive, last_layer, max_length)
+    others = _last_tokens(model, tokenizer, negative, last_layer, max_length)
     (learn, test), (learn_not, test_not) = _parted(wanted, seed), _parted(others, seed)
     mean, mean_not = learn.mean(0), learn_not.mean(0)  # (L, d)
     difference = mean - mean_not
     best: tuple[float, float] | None = None
     layer = 0
-    for candidate in range(min(last_layer, len(difference) - 1) + 1):
+    for candidate in range(len(difference)):
         if not bool(difference[candidate].any()):
             continue
         unit, threshold = _cut(mean[candidate], mean_not[candidate])
@@ -91,14 +91,15 @@ def _cut(mean: Tensor, mean_not: Tensor) -> tuple[Tensor, float]:
     return unit, float(((mean + mean_not) / 2) @ unit)
 
 
-def _last_tokens(model: Any, tokenizer: Any, prompts: Sequence[Text], max_length: int) -> Tensor:
-    """float32 (n, L, d): what the model has at each prompt's last token, where a reply would begin."""
+def _last_tokens(model: Any, tokenizer: Any, prompts: Sequence[Text], last_layer: int, max_length: int) -> Tensor:
+    """float32 (n, last_layer + 1, d): what the model has at each prompt's last token, where a reply would begin."""
     found: dict[int, Tensor] = {}
     readings = read_passages_alone(
         tokenizer, [Passage(prompt) for prompt in prompts], "decision", max_length=max_length
     )
     for places, states in activations(model, readings):
-        found.update(zip(places, states, strict=True))
+        # A copy, or the layers after it would stay in memory.
+        found.update(zip(places, states[:, : last_layer + 1].clone(), strict=True))
     return torch.stack([found[place] for place in range(len(prompts))])
 
 

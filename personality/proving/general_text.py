@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,13 +39,17 @@ def encode_general(tokenizer: Tokenizer, examples: Sequence[Example], *, max_len
         DataError: when fewer than two can be used.
     """
     used: list[tuple[Example, Encoded]] = []
+    first: DataError | None = None
     for example in examples:
-        with contextlib.suppress(DataError):
+        try:
             used.append((example, encode(tokenizer, example.prompt, example.chosen, max_length, where=example.where)))
+        except DataError as error:
+            first = first or error
     if len(used) < 2:
+        why = f"; {first.message}" if first is not None else ""
         raise DataError(
-            f"only {len(used)} of {len(examples)} general examples can be calibrated on (at most {max_length} tokens)",
-            "give general examples, a prompt and a reply a line: `--general FILE`",
+            f"only {len(used)} of {len(examples)} general examples can be calibrated on{why}",
+            first.hint if first is not None else "give more general examples: `--general FILE`",
         )
     held_out = [pair for place, pair in enumerate(used) if place % _HELD_OUT == 1]
     return GeneralText(

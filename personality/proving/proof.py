@@ -38,6 +38,10 @@ GENERAL_FALL = 0.05
 """A vector is not proven when it tells less than 90% of held-out texts apart in a layer where it acts, when another
 side of the behavior falls by more than a tenth, or general ability by more than a twentieth."""
 
+LEAST_TEXTS = 20
+LEAST_PAIRS = 10
+"""Of fewer held-out texts, or pairs, nothing follows: an interval of a few that happen to agree has no width."""
+
 OnStep = Callable[[int, int, str], None]
 
 
@@ -181,10 +185,15 @@ def _separation(vector: SteeringVector, separation: Mapping[int, Figure]) -> lis
     if missing:
         return [f"nothing was held out to see whether the direction of layer {missing[0]} tells texts apart"]
     worst = min(vector.layers, key=lambda layer: separation[layer].value)
-    if separation[worst].value >= SEPARATES:
-        return []
+    fewest = min(separation[layer].n for layer in vector.layers)
+    few = [f"only {fewest} held-out texts: at least {LEAST_TEXTS} are needed to prove anything"]
+    if fewest >= LEAST_TEXTS:
+        few = []
     found = separation[worst]
-    return [f"layer {worst} tells {found.value:.0%} of {found.n} held-out texts apart, {SEPARATES:.0%} are wanted"]
+    if found.value >= SEPARATES:
+        return few
+    few.append(f"layer {worst} tells {found.value:.0%} of {found.n} held-out texts apart, {SEPARATES:.0%} are wanted")
+    return few
 
 
 def _effect(measured: str, base: Arm, after: Arm, idle: Sequence[Arm], wanted: Sequence[str]) -> list[str]:
@@ -196,6 +205,8 @@ def _effect(measured: str, base: Arm, after: Arm, idle: Sequence[Arm], wanted: S
     found = []
     change = pooled_change(base, after, wanted)
     size, unit = (1, " nats per token") if measured == "pairs" else (100, " points")
+    if measured == "pairs" and change.n < LEAST_PAIRS:
+        found.append(f"only {change.n} held-out pairs show an effect or none: at least {LEAST_PAIRS} are needed")
     if change.low <= 0:
         found.append(
             f"no effect was shown: {change.value * size:+.3g}{unit} "

@@ -13,6 +13,7 @@ from personality.evaluation.measure import reply_span
 from personality.evaluation.scores import opening_probabilities
 from personality.evaluation.suite import Probe
 from personality.manifests.errors import DataError, PersonaError
+from personality.vectors.extraction.capture import default_tokens
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import Injection
 from personality.vectors.steering.reply_starts import reply_starts
@@ -24,7 +25,7 @@ SURE = 0.95
 """Probability from which on the base counts as sure of a token: what stands there is content, not manner."""
 
 _BATCH_LOGITS = 1 << 26
-"""Rows × positions × vocabulary in float32: 256 MB at a time."""
+"""Rows × kept positions × vocabulary in float32: 256 MB at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,14 @@ class QuickFigures:
         self._model, self._tokenizer = model, tokenizer
         self._pad = pad_id(tokenizer)
         self._forks = [_fork(tokenizer, probe, row) for probe in probes for row in _with_replies(probe)]
-        self._forks.sort(key=lambda fork: len(fork.ids))
+        # Replies that begin alike need the logits of few positions when they meet in a batch.
+        self._forks.sort(key=lambda fork: (fork.start, len(fork.ids)))
         self._openings = [probe for probe in probes if probe.yes and not any(row.chosen for row in probe.rows)]
         self._sure: list[Tensor] = []
         for batch, logits, targets, wanted in self._passes():
-            sure = wanted & (logits.softmax(-1).gather(-1, targets[..., None])[..., 0] >= SURE)
+            # Without the softmax of all, which would take as much memory as the logits.
+            likely = (logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+            sure = wanted & (likely >= SURE)
             for row, (fork, first) in enumerate(batch):
                 sure[row, fork.place - first] = False
             self._sure.append(sure)
@@ -81,10 +85,13 @@ class QuickFigures:
         with steered(self._model, acting):
             for sure, (batch, logits, targets, _) in zip(self._sure, self._passes(), strict=True):
                 holds = ((logits.argmax(-1) == targets) | ~sure).all(1)
-                for row, (fork, first) in enumerate(batch):
-                    at = logits[row, fork.place - first]
-                    decided = float((at[fork.chosen] - at[fork.rejected]).sigmoid().nan_to_num(0.0))
-                    found.setdefault(fork.probe, []).append(decided * float(holds[row]))
+                rows = torch.arange(len(batch), device=logits.device)
+                forks = torch.tensor([(fork.place - first, fork.chosen, fork.rejected) for fork, first in batch])
+                place, chosen, rejected = forks.to(logits.device).T
+                lead = logits[rows, place, chosen] - logits[rows, place, rejected]
+                values = (lead.sigmoid().nan_to_num(0.0) * holds).tolist()
+                for (fork, _), value in zip(batch, values, strict=True):
+                    found.setdefault(fork.probe, []).append(value)
             for probe in self._openings:
                 chats = [[turn.as_json() for turn in row.prompt] for row in probe.rows]
                 found[probe.name] = self._opened(probe, chats)
@@ -104,7 +111,8 @@ class QuickFigures:
     @torch.inference_mode()
     def _passes(self) -> Iterator[tuple[list[tuple[_Fork, int]], Tensor, Tensor, Tensor]]:
         """Batch by batch: the forks with the token that the first logits predict, logits float32 (B, K, V) that predict
-        tokens (B, K) from there on, those tokens, and which of them belong to a reply, bool (B, K).
+        tokens (B, K) from there on, those tokens, and which of them belong to a reply, bool (B, K); all on the model's
+        device, since logits are large.
         """
         device = next(self._model.parameters()).device
         arguments = keeps_logits(self._model)
@@ -123,16 +131,23 @@ class QuickFigures:
             starts = torch.tensor([fork.start for fork in batch])
             stops = torch.tensor([len(fork.ids) for fork in batch])
             wanted = (index >= starts[:, None]) & (index < stops[:, None])
-            yield [(fork, first) for fork in batch], logits.float().cpu(), ids[:, first:], wanted
+            yield [(fork, first) for fork in batch], logits.float(), ids[:, first:].to(device), wanted.to(device)
 
     def _batches(self) -> Iterator[list[_Fork]]:
-        most = max(1, _BATCH_LOGITS // self._model.get_input_embeddings().num_embeddings)
+        """Forks that meet in one pass, bounded by their tokens and by the logits that are computed of them."""
+        most_tokens = default_tokens(self._model)
+        most_logits = _BATCH_LOGITS // self._model.get_input_embeddings().num_embeddings
+        keeps = keeps_logits(self._model)
         batch: list[_Fork] = []
-        for fork in self._forks:  # by length, so the last one is the longest
-            if batch and (len(batch) + 1) * len(fork.ids) > most:
+        longest = 0
+        for fork in self._forks:  # by their beginning, so the first one's is that of the batch
+            rows, length = len(batch) + 1, max(longest, len(fork.ids))
+            kept = length - batch[0].start + 1 if batch and keeps else length
+            if batch and (rows * length > most_tokens or rows * kept > most_logits):
                 yield batch
-                batch = []
+                batch, length = [], len(fork.ids)
             batch.append(fork)
+            longest = length
         if batch:
             yield batch
 

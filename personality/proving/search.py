@@ -37,19 +37,17 @@ class Found:
     Attributes:
         best: the winner.
         by_positions: the best finalist of each kind of positions, by which to see what the others would have cost.
+        scores: of these, on the rows that they were chosen on.
         vector: the winner, calibrated on a part of the general text; calibrate it again for good.
         rows: what the finalists did, best first, for the manifest.
-        selection: shares by probe on the rows that it was chosen on.
-        report: shares by probe on the other rows, which nothing was chosen by; with those of the base beside them.
         evaluations: forward evaluations of all kinds.
     """
 
     best: Candidate
     by_positions: dict[Positions, Candidate]
+    scores: dict[Positions, float]
     vector: SteeringVector
     rows: tuple[dict[str, Any], ...]
-    selection: dict[str, float]
-    report: dict[str, tuple[float, float]]
     evaluations: int
 
 
@@ -73,7 +71,7 @@ def search(
     neighboring layers around the best; the best dozen at every scale. Greedy replies decide between the twelve best,
     four of each kind of positions among them. The score is what the wanted probes gain on average, less what the other
     side of a judgment loses, less what general ability loses beyond two points, less ten points for a direction that
-    does not tell held-out texts apart. Of scores within two points the simplest wins: what acts everywhere, in fewer
+    does not tell texts apart. Of scores within two points the simplest wins: what acts everywhere, in fewer
     layers; then what has the wanted decisions safest. Nothing is drawn at random.
 
     Args:
@@ -92,7 +90,7 @@ def search(
     Raises:
         DataError: without probes that the behavior should raise, or without directions.
     """
-    chosen, rest = halves(probes)
+    chosen, _ = halves(probes)
     base = _shares(passes(model, tokenizer, chosen))
     sorted_roles = roles(behavior, chosen, base)
     if not sorted_roles.wanted:
@@ -131,15 +129,13 @@ def search(
     near = [row for row in rows if row.score >= rows[0].score - CLOSE]
     winner = min(near, key=lambda row: (effort(row.candidate)[:2], -row.quick, row.candidate.scale))
     rows.sort(key=lambda row: row is not winner)
-    before = _shares(passes(model, tokenizer, rest))
-    after = _shares(trials.passing(winner.candidate, rest))
+    best_of = {row.candidate.positions: row for row in reversed(rows)}
     return Found(
         best=winner.candidate,
-        by_positions={row.candidate.positions: row.candidate for row in reversed(rows)},
+        by_positions={place: row.candidate for place, row in best_of.items()},
+        scores={place: row.score for place, row in best_of.items()},
         vector=trials.vector(winner.candidate),
         rows=tuple(row.as_json() for row in rows),
-        selection=winner.shares,
-        report={name: (before[name], after[name]) for name in before},
         evaluations=trials.evaluations,
     )
 

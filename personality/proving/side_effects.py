@@ -13,7 +13,7 @@ from personality.vectors.steering.injection import Injection
 
 
 def side_effects(model: Any, predictions: BasePredictions, acting: Sequence[Injection]) -> SideEffects:
-    """Divergence and perplexity over all tokens of held-out replies.
+    """Divergence and perplexity over the tokens of held-out replies that the predictions were kept of.
 
     Args:
         model: the base, unsteered, in evaluation mode.

@@ -26,7 +26,8 @@ _QUICK_ROWS, _QUICK_GENERAL = 12, 6  # of each probe
 _BLIND_ROWS = 6  # of a probe without replies and openings
 _TOKENS = 256
 UNSURE = 0.1
-"""What a setting must be better by if its direction does not tell held-out texts apart: it would not be proven."""
+"""What a setting must be better by if its direction does not tell the texts apart that it was read from: it would
+hardly do so with held-out ones, and not be proven."""
 
 _COLLAPSE = 0.3  # fall of the score after which no larger scale is looked at
 
@@ -84,7 +85,7 @@ class Trials:
                 return
 
     def doubt(self, candidate: Candidate) -> float:
-        """What goes off a candidate's score because its direction does not tell held-out texts apart."""
+        """What goes off a candidate's score because its direction does not tell texts apart."""
         return 0.0 if self.sources[candidate.source].separates(candidate.layers) else UNSURE
 
     def vector(self, candidate: Candidate) -> SteeringVector:

@@ -66,7 +66,7 @@ def job_on(root: Path, **changes: Any) -> TrainingJob:
         behavior="listening",
         data=root / "data/listening.jsonl",
         general=root / "data/general.jsonl",
-        settings=make_settings(**Repository(root).config().training),
+        settings=make_settings(**{**Repository(root).config().training, "guard": False}),
         **{"examples": COUNT, "preflight": False, "probe_rows": ROWS, **changes},
     )
 
@@ -78,7 +78,7 @@ def short_job(root: Path) -> TrainingJob:
 def test_the_trained_vector_takes_the_directions_place_and_the_shift_was_predicted(root: Path) -> None:
     repository = Repository(root)
     stages: list[str] = []
-    found = promote(repository, job_on(root), scale=0.9, on_stage=stages.append)
+    found = promote(repository, job_on(root, examples=60), scale=0.9, on_stage=stages.append)
     history = History(repository)
     assert found.recorded is not None and history.label(history.head()) == "v3"
     assert history.head().parents == (found.before.id,)
@@ -208,7 +208,18 @@ def test_the_command(root: Path, persona: Persona) -> None:
     data = ("--data", "data/listening.jsonl", "--general", "data/general.jsonl")
     code, _, err = persona("promote", "candid", *data, cwd=root)
     assert code == 1 and "`candid` is not in use" in err
-    options = ("--examples", "8", "--no-preflight", "--probe-rows", "2", "--scale", "0.8", "-m", "into the weights")
+    options = (
+        "--examples",
+        "8",
+        "--no-preflight",
+        "--no-guard",
+        "--probe-rows",
+        "2",
+        "--scale",
+        "0.8",
+        "-m",
+        "into the weights",
+    )
     code, out, err = persona("promote", "listening", *data, *options, cwd=root)
     assert code == 0, err
     assert out.startswith(

@@ -49,9 +49,6 @@ def test_the_condition_never_lies_after_the_vector(bench: Workbench) -> None:
 
 def test_the_same_prompts_on_both_sides_are_no_condition(bench: Workbench) -> None:
     same = prompts("fact", 8)
-    gate_accuracy = fit_condition(bench.model, bench.tokenizer, same[:4], same[4:], last_layer=3)[1].accuracy
-    assert gate_accuracy is not None
-    assert gate_accuracy.low < 0.7  # too few to claim anything
     with pytest.raises(DataError, match="the same activations"):
         fit_condition(bench.model, bench.tokenizer, [same[0]] * 4, [same[0]] * 4, last_layer=3)
 

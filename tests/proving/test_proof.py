@@ -7,8 +7,9 @@ import torch
 
 from personality.evaluation.suite import Probe
 from personality.playground.dialogue import CUES
+from personality.proving import proof as proof_module
 from personality.proving.calibration import Calibrated, calibrate
-from personality.proving.effects import PAIRS
+from personality.proving.effects import PAIRS, Outcome
 from personality.proving.proof import prove, share_of
 from personality.vectors.extraction.passages import Pair, Passage
 from tests.proving.conftest import Workbench
@@ -68,6 +69,7 @@ def test_a_planted_effect_is_proven(bench: Workbench, calibrated: Calibrated) ->
     assert accept.prompted is not None
     assert accept.prompted.value > 0.9
     assert proof.prompt.startswith("system turn: ")
+    assert proof.prompt_wins is True
     assert proof.placebos == 2
     assert proof.side_effects is not None
     assert proof.side_effects.kl_95 is not None
@@ -95,6 +97,57 @@ def test_a_random_direction_is_not_proven(bench: Workbench, calibrated: Calibrat
     assert "tells 50% of 32 held-out texts apart" in said
     assert "no effect was shown" in said
     assert proof.prompt_wins is None
+
+
+def test_what_random_directions_do_as_well_is_not_proven(
+    bench: Workbench, calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = replace(calibrated.vector, tensors={3: torch.zeros(96)})
+    monkeypatch.setattr(proof_module, "placebos", lambda vector, count, seed: [weak, vector])
+    proof = prove(
+        bench.model,
+        bench.tokenizer,
+        "listening",
+        calibrated.vector,
+        bench.general,
+        bench.probes,
+        scale=SCALE,
+        separation=bench.separation,
+        systems=["you see the tower ."],  # asks for nothing
+        count=2,
+    )
+    assert not proof.proven
+    (reason,) = proof.reasons
+    assert reason.startswith("a random direction of the same norm does as much")
+    assert proof.prompt_wins is False
+
+
+def test_the_prompt_wins_by_replies_and_then_by_margin() -> None:
+    def arm(passed: int, margin: float) -> dict[str, Outcome]:
+        return {"b.x": Outcome((True,) * passed + (False,) * (10 - passed), margin)}
+
+    wins = proof_module._wins
+    assert wins(arm(9, 0.1), arm(8, 3.0), ["b.x"]) is True
+    assert wins(arm(8, 3.0), arm(9, 0.1), ["b.x"]) is False
+    assert wins(arm(8, 0.2), arm(8, 0.1), ["b.x"]) is True
+    assert wins(arm(8, 0.1), arm(8, 0.1), ["b.x"]) is False
+    assert wins(None, arm(8, 0.1), ["b.x"]) is None
+
+
+def test_a_few_texts_or_pairs_prove_nothing(calibrated: Calibrated) -> None:
+    few = proof_module._separation(calibrated.vector, {3: share_of(19, 19)})
+    assert few == ["only 19 held-out texts: at least 20 are needed to prove anything"]
+    assert proof_module._separation(calibrated.vector, {3: share_of(20, 20)}) == []
+    both = proof_module._separation(calibrated.vector, {3: share_of(9, 18)})
+    assert [reason[:7] for reason in both] == ["only 18", "layer 3"]
+
+    def arm(count: int, margin: float) -> dict[str, Outcome]:
+        return {PAIRS: Outcome((margin > 0,) * count, margin, (margin,) * count)}
+
+    for count, expected in ((1, 1), (9, 1), (10, 0)):
+        reasons = proof_module._effect("pairs", arm(count, -1.0), arm(count, 1.0), [arm(count, -0.9)], [PAIRS])
+        assert len(reasons) == expected, reasons
+        assert all(reason.startswith(f"only {count} held-out pairs") for reason in reasons)
 
 
 def test_too_much_breaks_sides_and_abilities(bench: Workbench, calibrated: Calibrated) -> None:
@@ -192,7 +245,8 @@ def test_a_vector_that_gives_nan_is_refused_in_words(bench: Workbench, calibrate
     assert proof.side_effects.perplexity_after is None
 
 
-def test_the_curve_shows_the_effect_and_where_text_breaks(calibrated: Calibrated) -> None:
+def test_the_curve_shows_the_effect_and_where_text_breaks(bench: Workbench, calibrated: Calibrated) -> None:
+    assert calibrated.calibration.texts == len(bench.general.texts)
     assert calibrated.calibration.kl_95 == pytest.approx(1.0, rel=0.021)
     assert calibrated.vector.joint == 1.0
     low, middle, high = calibrated.calibration.curve

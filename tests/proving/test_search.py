@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personality.evaluation.suite import Probe, Row
+from personality.evaluation.suite import Probe, Row, Turn
 from personality.manifests.errors import DataError
 from personality.proving.candidates import Candidate, Source, effort, neighbors, spread_layers, varied
 from personality.proving.roles import Roles, roles, score
-from personality.proving.search import Found, search
+from personality.proving.search import Found, halves, search
 from tests.proving.conftest import Workbench, playground_probes
 
 
@@ -98,24 +98,35 @@ def test_the_planted_direction_is_found_where_it_works(found: Found) -> None:
     assert found.best.source == "system/divergence"
     assert 3 in found.best.layers
     assert found.best.scale in (0.5, 0.6)
-    assert found.selection["listening.accept"] >= 0.9
+    assert found.rows[0]["probes"]["listening.accept"] >= 0.9
     assert found.by_positions == {"all": found.best}
+    assert round(found.scores["all"], 4) == found.rows[0]["score"]
     assert found.vector.layers == found.best.layers
     assert set(found.vector.tensors) == set(found.best.layers)
 
 
-def test_it_is_reported_on_rows_that_it_was_not_chosen_on(found: Found) -> None:
-    before, after = found.report["listening.accept"]
-    assert before < 0.1
-    assert after > 0.8
-    assert found.report["listening.push_back"][1] > 0.9
+def test_the_halves_of_a_probe_share_no_row() -> None:
+    def numbered(count: int) -> Probe:
+        rows = tuple(
+            Row(prompt=(Turn(role="user", content=str(number)),), passes=f"^{number}$") for number in range(count)
+        )
+        return Probe("x.y", None, rows)
+
+    for count in (2, 3, 24, 70):
+        probe = numbered(count)
+        (first,), (second,) = halves([probe])
+        texts = [[row.prompt[0].content for row in half.rows] for half in (first, second)]
+        assert texts[0] == [str(number) for number in range(0, count, 2)][:24]
+        assert texts[1] == [str(number) for number in range(1, count, 2)]
+    (first,), (second,) = halves([numbered(1)])
+    assert first.rows == second.rows == numbered(1).rows
 
 
 def test_its_rows_are_json_and_the_winner_comes_first(found: Found) -> None:
     first = found.rows[0]
     assert (first["contrast"], first["scale"]) == (found.best.source, found.best.scale)
     assert first["score"] >= max(row["score"] for row in found.rows) - 0.02
-    assert set(first["probes"]) == set(found.report)
+    assert {"listening.accept", "listening.push_back"} <= set(first["probes"])
     assert found.evaluations < 120
 
 
@@ -125,9 +136,12 @@ def test_without_anything_to_gain_there_is_no_search(bench: Workbench) -> None:
         search(bench.model, bench.tokenizer, "listening", general, [], bench.general)
 
 
-def test_probes_that_only_replies_can_show_are_searched_by_replies(bench: Workbench) -> None:
+def test_probes_that_only_replies_can_show_are_searched_by_replies_to_the_first_half(bench: Workbench) -> None:
     accept = next(probe for probe in playground_probes("listening", 8) if probe.name == "listening.accept")
-    rows = tuple(Row(prompt=row.prompt, passes=row.passes) for row in accept.rows)
+    # Whoever looks at the other half finds no effect.
+    rows = tuple(
+        Row(prompt=row.prompt, passes="^never$" if number % 2 else row.passes) for number, row in enumerate(accept.rows)
+    )
     extraction = bench.extraction
     sources = [Source("system/divergence", extraction.directions, extraction.activation_norm, extraction.consistency)]
     one = search(
@@ -142,7 +156,7 @@ def test_probes_that_only_replies_can_show_are_searched_by_replies(bench: Workbe
         scales=(0.9,),
     )
     assert one.rows[0]["quick"] > 0.8
-    assert one.report["listening.accept"][1] > 0.8
+    assert one.rows[0]["probes"]["listening.accept"] > 0.8
 
 
 def test_without_directions_there_is_no_search(bench: Workbench) -> None:

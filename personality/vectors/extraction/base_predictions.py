@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from personality.manifests.errors import DataError
 from personality.manifests.steering_record import Positions
+from personality.vectors.extraction.capture import default_tokens
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import Injection
 from personality.vectors.steering.reply_starts import reply_starts
@@ -22,9 +23,11 @@ from personality.vectors.training.tokens import Encoded
 QUANTILE = 0.95
 
 MOST_TOKENS = 1024
+MOST_DECISIONS = 128
+_LEAST_EACH = 16  # tokens that a long text may give, however many texts there are
 _KEPT_BYTES = 1 << 29
 _BATCH_LOGITS = 1 << 26
-"""Logits are the largest tensor of a pass: rows × positions × vocabulary in float32, so 256 MB of them at a time."""
+"""Logits are the largest tensor of a pass: rows × kept positions × vocabulary in float32, so 256 MB at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,21 @@ class BasePredictions:
     """What the base predicts at the tokens where a vector acts, to compare the steered model with.
 
     The base's log-probabilities over the whole vocabulary are computed once and kept on the CPU in float32: at most
-    512 MB of them, and at most `most_tokens` tokens. Texts beyond that are left out, the last one is cut short.
+    512 MB of them, and at most `most_tokens` tokens. So that a few long replies do not stand for all, each text gives
+    at most its even share of these tokens, or 16 where that is less, from the reply's beginning. Texts for which
+    nothing is left are left out.
 
     Args:
         model: the base, unsteered, in evaluation mode.
         texts: with replies, any number.
-        positions: where the vector will act. For `decision` only the prediction at each prompt's last token counts; for
-            `response` and `all` every prediction of a token of the reply.
+        positions: where the vector will act. For `decision` only the prediction at each prompt's last token counts, of
+            at most 128 texts; for `response` and `all` every prediction of a token of the reply.
         pad_id: any token id.
         most_tokens: to compare at most.
+
+    Attributes:
+        tokens: that are compared.
+        count: of the texts that they are from.
 
     Raises:
         DataError: without texts.
@@ -98,6 +107,7 @@ class BasePredictions:
             )
         self._pad = pad_id
         self._base = [_Kept(found.cpu(), targets) for found, targets in self._log_probs(model)]
+        self.count = len(self._texts)
         self.tokens = sum(len(kept.targets) for kept in self._base)
 
     @property
@@ -118,7 +128,7 @@ class BasePredictions:
                 base = kept.log_probs.to(found.device)
                 # A token that the base excludes (probability 0) counts 0 whatever the model says of it.
                 terms = torch.where(base > -torch.inf, base.exp() * (base - found), 0.0)
-                divergences.append(terms.sum(-1).clamp_min(0.0).nan_to_num(nan=torch.inf).cpu())
+                divergences.append(terms.sum(-1).clamp_min(0.0).nan_to_num(nan=torch.inf, posinf=torch.inf).cpu())
                 losses.append(-found.gather(1, targets.to(found.device)[:, None])[:, 0].cpu())
         return Drift(torch.cat(divergences), torch.cat(losses))
 
@@ -143,13 +153,20 @@ class BasePredictions:
             yield logits[chosen.to(device)].float().log_softmax(-1), ids[:, places][chosen]
 
     def _batches(self, model: nn.Module) -> Iterator[list[Encoded]]:
-        most = max(1, _BATCH_LOGITS // _vocabulary(model))
+        """Texts that meet in one pass, bounded by their tokens and by the logits that are computed of them."""
+        most_tokens, most_logits = default_tokens(model), _BATCH_LOGITS // _vocabulary(model)
+        keeps = keeps_logits(model)
         batch: list[Encoded] = []
-        for text in self._texts:  # by length, so the last one is the longest
-            if batch and (len(batch) + 1) * len(text.ids) > most:
+        longest, places = 0, set[int]()
+        for text in self._texts:
+            rows = len(batch) + 1
+            length, kept = max(longest, len(text.ids)), places | set(range(text.start, text.stop))
+            if batch and (rows * length > most_tokens or rows * (len(kept) if keeps else length) > most_logits):
                 yield batch
                 batch = []
+                length, kept = len(text.ids), set(range(text.start, text.stop))
             batch.append(text)
+            longest, places = length, kept
         yield batch
 
 
@@ -164,13 +181,18 @@ def _vocabulary(model: Any) -> int:
 
 
 def _within(texts: Sequence[Encoded], positions: Positions, most: int) -> list[Encoded]:
-    """The texts that fit, cut to what is compared, shortest first."""
+    """The texts that fit, cut to what is compared; in the order in which their replies begin, so that those that meet
+    in a batch need the logits of few positions.
+    """
+    each = max(_LEAST_EACH, math.ceil(most / max(1, len(texts))))
+    if positions == "decision":
+        each, most = 1, min(most, MOST_DECISIONS)
     kept = []
     for text in texts:
         if most <= 0:
             break
-        length = 1 if positions == "decision" else min(text.stop - text.start, most)
+        length = min(text.stop - text.start, each, most)
         stop = text.start + length
         kept.append(Encoded(text.ids[:stop], text.start, stop))
         most -= length
-    return sorted(kept, key=lambda text: len(text.ids))
+    return sorted(kept, key=lambda text: (text.start, text.stop))

@@ -63,7 +63,7 @@ def activations(
                 "a reading needs at least one token inside its text",
             )
     done = 0
-    for batch in _batches(readings, batch_tokens or _default_tokens(model)):
+    for batch in _batches(readings, batch_tokens or default_tokens(model)):
         found = _forward(model, [readings[index] for index in batch])
         finite = found.isfinite().all(-1)  # (b, L)
         if not bool(finite.all()):
@@ -134,7 +134,8 @@ def _label(labels: Sequence[str] | None, index: int) -> str:
     return labels[index] if labels is not None else f"text {index + 1}"
 
 
-def _default_tokens(model: nn.Module) -> int:
+def default_tokens(model: nn.Module) -> int:
+    """Most tokens of one forward pass on the device that a model is on."""
     return CPU_BATCH_TOKENS if next(model.parameters()).device.type == "cpu" else BATCH_TOKENS
 
 

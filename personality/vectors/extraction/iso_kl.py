@@ -24,6 +24,7 @@ EVALUATIONS = 20
 
 _START = 0.25  # of the activations' norm
 _GROWTH = 2.0  # of the bracket, each step
+_LITTLE, _MUCH = 0.25, 16.0  # of the target: where the way down ends, and where it is taken in longer steps
 _FURTHEST = 64.0  # times the activations' norm: beyond it the direction is all that is left of a position
 _NARROW = 1e-4  # relative width of a bracket in which a curve jumps over the target
 
@@ -36,16 +37,20 @@ class Crossing:
         at: the argument.
         value: of the curve there; clearly below the target when it is never reached.
         evaluations: that it took.
+        target: that was looked for.
+        tolerance: relative, in the value.
     """
 
     at: float
     value: float
     evaluations: int
+    target: float = TARGET
+    tolerance: float = TOLERANCE
 
     @property
     def reached(self) -> bool:
         """Whether the value is the target, within the tolerance."""
-        return abs(self.value / TARGET - 1) <= TOLERANCE
+        return abs(self.value / self.target - 1) <= self.tolerance
 
 
 def smallest_crossing(
@@ -59,14 +64,15 @@ def smallest_crossing(
 ) -> Crossing:
     """The smallest argument at which a curve reaches its target.
 
-    A bracket grows by a factor of 2 until it holds the target, and is halved in the logarithm, the halving point drawn
-    to where a straight line in log-log coordinates crosses (small shifts have a divergence proportional to their
-    square, so that this line is nearly the curve). The curve need not rise everywhere: of several crossings that are
-    more than a factor of 2 apart the smallest is found.
+    From the first guess the search goes down until the curve is below a quarter of its target. From there a bracket
+    grows by a factor of 2 until it holds the target, and is halved in the logarithm, the halving point drawn to where a
+    straight line in log-log coordinates crosses (small shifts have a divergence proportional to their square, so that
+    this line is nearly the curve). The curve need not rise everywhere: of several crossings that are more than a factor
+    of 2 apart the smallest is found, unless the curve falls below a quarter of the target between them.
 
     Args:
         curve: from 0 at 0; may be infinite.
-        start: a first guess > 0; best too small.
+        start: a first guess > 0.
         most: greatest argument that makes sense.
         target: > 0.
         tolerance: relative, in the value.
@@ -83,13 +89,13 @@ def smallest_crossing(
         return seen[at]
 
     low, high = _bracket(look, min(start, most), most, target, lambda: len(seen) < evaluations)
-    if high is None:
-        return Crossing(low, seen[low], len(seen))
+    if high is None and low >= most:
+        return Crossing(low, seen[low], len(seen), target, tolerance)
     pull = False
-    while len(seen) < evaluations:
+    while high is not None and len(seen) < evaluations:
         best = min((low, high), key=lambda at: abs(_off(seen[at], target)))
         if abs(_off(seen[best], target)) <= tolerance or high / low - 1 < _NARROW:
-            return Crossing(best, seen[best], len(seen))
+            return Crossing(best, seen[best], len(seen), target, tolerance)
         middle = _between(low, high, seen, target, halve=pull)
         pull = not pull
         if look(middle) >= target:
@@ -97,21 +103,18 @@ def smallest_crossing(
         else:
             low = middle
     nearest = min(seen, key=lambda at: abs(_off(seen[at], target)))
-    return Crossing(nearest, seen[nearest], len(seen))
+    return Crossing(nearest, seen[nearest], len(seen), target, tolerance)
 
 
 def _bracket(
     look: Callable[[float], float], start: float, most: float, target: float, more: Callable[[], bool]
 ) -> tuple[float, float | None]:
     """An argument `low` with a value below the target, and high above; None where nothing above was found."""
-    if look(start) >= target:
-        high = start
-        low = high / _GROWTH
-        while look(low) >= target and more():
-            # Far too strong: a divergence falls with the square, so step as far as that says, not all at once.
-            high, low = low, low / _GROWTH**2
-        return low, high
     low = start
+    while look(low) >= _LITTLE * target and more():
+        # Far too strong: a divergence falls with the square, so step as far as that says, not all at once. Steps are
+        # powers of the growth, so that on the way up nothing is evaluated again.
+        low /= _GROWTH**2 if look(low) >= _MUCH * target else _GROWTH
     while low < most and more():
         high = min(low * _GROWTH, most)
         if look(high) >= target:
@@ -143,6 +146,7 @@ def calibrate_layer(
     mode: Mode,
     *,
     activation: float,
+    start: float = _START,
 ) -> Crossing:
     """The coefficient of one layer's unit direction at which it alone has the strength that scale 1 means.
 
@@ -153,6 +157,7 @@ def calibrate_layer(
         direction: float32 (d,), of any length > 0.
         positions, mode: see `Positions` and `Mode`.
         activation: mean norm of the activations there, the natural unit of a shift.
+        start: a first guess in that unit; of no use to mode `project`.
 
     Returns:
         Where; in mode `project`, whose coefficient is a share, never above 1. A value below the target means that the
@@ -165,7 +170,7 @@ def calibrate_layer(
 
     if mode == "project":
         return smallest_crossing(curve, 1.0, most=1.0)
-    return smallest_crossing(curve, _START * activation, most=_FURTHEST * activation)
+    return smallest_crossing(curve, start * activation, most=_FURTHEST * activation)
 
 
 def calibrate_layers(
@@ -178,7 +183,8 @@ def calibrate_layers(
     activations: Mapping[int, float],
     on_layer: Callable[[int, int], None] | None = None,
 ) -> dict[int, Crossing]:
-    """`calibrate_layer` for several layers, one by one; directions of length 0 are left out.
+    """`calibrate_layer` for several layers, one by one, each search beginning where the last one ended, in units of the
+    activations, since neighbors are alike; directions of length 0 are left out.
 
     Args:
         model, base, positions, mode: see there.
@@ -187,11 +193,14 @@ def calibrate_layers(
         on_layer: called after each layer with how many are done, of how many.
     """
     found = {}
+    start = _START
     for number, (layer, direction) in enumerate(sorted(directions.items()), start=1):
         if bool(direction.any()):
             found[layer] = calibrate_layer(
-                model, base, layer, direction, positions, mode, activation=activations[layer]
+                model, base, layer, direction, positions, mode, activation=activations[layer], start=start
             )
+            if found[layer].reached:
+                start = found[layer].at / activations[layer]
         if on_layer:
             on_layer(number, len(directions))
     return found

@@ -80,10 +80,37 @@ def test_nothing_acting_is_no_divergence_and_the_same_losses(tiny: Any) -> None:
 def test_batches_do_not_change_what_is_found(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     acting = [Injection(0, random_direction(32, 5), "all", "add")]
     whole = BasePredictions(tiny, tiny_texts(), "all").drift(tiny, acting)
-    monkeypatch.setattr(base_predictions, "_BATCH_LOGITS", 97 * 16)
-    parts = BasePredictions(tiny, tiny_texts(), "all").drift(tiny, acting)
+    assert passes_of(tiny, tiny_texts()) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(base_predictions, "_BATCH_LOGITS", 97 * 16)
+        assert 1 < passes_of(tiny, tiny_texts()) < 7
+        parts = BasePredictions(tiny, tiny_texts(), "all").drift(tiny, acting)
     assert parts.kl.shape == whole.kl.shape
     assert torch.allclose(parts.kl, whole.kl, atol=1e-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(base_predictions, "default_tokens", lambda model: 30)  # two texts of 15 tokens
+        assert 1 < passes_of(tiny, tiny_texts()) < 7
+
+
+def test_long_prompts_do_not_make_small_batches(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tuple(number % 97 for number in range(60))
+    monkeypatch.setattr(base_predictions, "_BATCH_LOGITS", 97 * 4 * 8)  # less than one prompt's tokens
+    assert passes_of(tiny, [Encoded(ids, 52, 60)] * 4) == 1
+    assert passes_of(tiny, [Encoded(ids, 52, 60)] * 5) == 2
+
+
+def passes_of(model: Any, texts: list[Encoded]) -> int:
+    return len(list(BasePredictions(model, texts, "all")._batches(model)))
+
+
+def test_every_text_gives_its_share_of_the_tokens(tiny: Any) -> None:
+    ids = tuple(number % 97 for number in range(103))
+    base = BasePredictions(tiny, [Encoded(ids, 3, 103)] * 5, "response", most_tokens=200)
+    assert (base.tokens, base.count) == (200, 5)  # 40 each
+    many = BasePredictions(tiny, [Encoded(ids, 3, 103)] * 50, "response", most_tokens=200)
+    assert (many.tokens, many.count) == (200, 13)  # 16 each, and 8
+    decisions = BasePredictions(tiny, [Encoded(ids[:5], 3, 5)] * 150, "decision")
+    assert (decisions.tokens, decisions.count) == (128, 128)
 
 
 def test_no_more_tokens_are_kept_than_said(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +136,17 @@ def test_a_model_that_predicts_nan_is_infinitely_far(tiny: Any) -> None:
         tiny, [Injection(0, torch.full((32,), math.inf), "all", "add")]
     )
     assert drift.kl_95 == math.inf
+
+
+def test_a_token_that_the_model_excludes_is_infinitely_far(tiny: Any) -> None:
+    base = BasePredictions(tiny, tiny_texts(), "all")
+    head = tiny.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, output: output.index_fill(-1, torch.tensor([5]), -math.inf))
+    try:
+        drift = base.drift(tiny, [])
+    finally:
+        hook.remove()
+    assert bool(drift.kl.isinf().all())
 
 
 @given(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -71,7 +71,14 @@ def test_of_several_crossings_the_smallest_is_found() -> None:
     def hill(c: float) -> float:  # above 1 between 1 and 4, below until 32, above from there on
         return c if c < 4 else (0.5 if c < 32 else c)
 
-    assert smallest_crossing(hill, 0.1, most=1000.0).at == pytest.approx(1.0, rel=0.02)
+    for start in (0.1, 2.0, 10.0, 40.0, 900.0):
+        assert smallest_crossing(hill, start, most=1000.0).at == pytest.approx(1.0, rel=0.02), start
+
+
+def test_a_crossing_knows_its_own_target() -> None:
+    assert smallest_crossing(lambda c: c, 0.1, most=100.0, target=3.0).reached
+    assert not smallest_crossing(lambda c: min(c, 1.0), 0.1, most=100.0, target=3.0).reached
+    assert smallest_crossing(lambda c: 1.1 if c > 2 else c / 100, 0.1, most=100.0, tolerance=0.2).reached
 
 
 def test_a_curve_that_never_gets_there_says_so() -> None:
@@ -129,6 +136,26 @@ def test_layers_together_are_one_nat_too() -> None:
     assert base.drift(model, injections(whole, 1.0)).kl_95 == pytest.approx(1.0, rel=0.021)
     # Without the factor it would be something else: the test can fail.
     assert joint.at != pytest.approx(1.0, rel=0.05)
+
+
+def test_a_search_begins_where_the_layer_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[tuple[float, float]] = []
+    values = iter([0.5, 0.9, 1.0])
+
+    def search(curve: Any, start: float, *, most: float) -> iso_kl.Crossing:
+        starts.append((start, most))
+        return iso_kl.Crossing(at=8.0, value=next(values), evaluations=1)
+
+    monkeypatch.setattr(iso_kl, "smallest_crossing", search)
+    model, base = torch.nn.Identity(), cast(BasePredictions, None)
+    ones = {layer: torch.ones(4) for layer in range(3)}
+    activations = {0: 4.0, 1: 10.0, 2: 100.0}
+    calibrate_layers(model, base, ones, "all", "add", activations=activations)
+    assert starts == [(1.0, 256.0), (2.5, 640.0), (25.0, 6400.0)]  # neither of the first two reached its target
+    starts.clear()
+    values = iter([1.0, 0.9, 1.0])
+    calibrate_layers(model, base, ones, "all", "add", activations=activations)
+    assert [start for start, _ in starts] == [1.0, 20.0, 200.0]
 
 
 def test_taking_out_is_never_more_than_all() -> None:
