@@ -24,7 +24,7 @@ Persona = Callable[..., tuple[int, str, str]]
 CALLS = ["replace", "rename", "fsync", "unlink", "mkdir"]
 TRAIN = [
     *("train", "warm", "--data", "data/warm.jsonl", "--general", "data/general-warm.jsonl"),
-    *("--examples", "4", "--probe-rows", "0"),
+    *("--examples", "4", "--probe-rows", "0", "--no-preflight", "--no-guard"),  # what is written is the same
 ]
 
 
