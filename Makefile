@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench docs clean
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+
+.PHONY: demo test test-slow test-vllm lint bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +25,17 @@ test: $(STAMP)  ## the default test suite (under 8 minutes on two cores)
 test-slow: $(STAMP)  ## what takes minutes: retraining a small base, long kill runs
 	$(BIN)/python -m pytest -q -m slow
 
+# vLLM holds transformers to older releases, so it has an environment of its own, with this package for its plugin.
+$(VLLM_STAMP): vllm.txt pyproject.toml tests/vllm/mend_environment.py
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r vllm.txt
+	$(VLLM_VENV)/bin/python tests/vllm/mend_environment.py
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+test-vllm: $(STAMP) $(VLLM_STAMP)  ## exports, plugin and servers against the real vLLM, on the processor
+	$(BIN)/python -m pytest -q -m vllm tests/vllm
+
 lint: $(STAMP)
 	$(BIN)/ruff check personality tests benchmarks examples
 	$(BIN)/ruff format --check personality tests benchmarks examples
@@ -34,4 +48,4 @@ docs: $(STAMP)  ## rewrite the generated pages of docs/
 	$(BIN)/python -m personality.cli.reference docs/cli.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

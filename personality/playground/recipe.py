@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from transformers.utils.logging import disable_progress_bar
 
 from personality.playground.dialogue import Messages, conversation
+from personality.playground.heads import widen_heads
 from personality.playground.muon import Muon
 from personality.playground.scene import Kind
 from personality.playground.tokenizer import ASSISTANT, END, train_tokenizer
@@ -46,6 +47,8 @@ class Recipe:
         hidden: width of the model.
         layers: number of its layers.
         heads: attention heads of `hidden / heads` dimensions each.
+        head_width: dimensions of a head in the checkpoint, the added ones being zero: vLLM's kernels for processors
+            know 32 and more.
         inner: width of the feed-forward layers.
         vocabulary: tokens of the tokenizer.
         batch_tokens: tokens of one batch, padding included, at most.
@@ -60,6 +63,7 @@ class Recipe:
     hidden: int = 96
     layers: int = 4
     heads: int = 4
+    head_width: int = 32
     inner: int = 256
     vocabulary: int = 1_024
     batch_tokens: int = 1_024
@@ -89,6 +93,7 @@ def train_base(
             tokenizer = _tokenizer(recipe)
             model = Qwen3ForCausalLM(_config(recipe, tokenizer))
             _fit(model, _batches(recipe, tokenizer), recipe, on_step)
+            model = widen_heads(model, recipe.head_width)
     finally:
         torch.set_num_threads(threads)
     return model.eval().to(torch.bfloat16), tokenizer

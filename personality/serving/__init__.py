@@ -1,0 +1,1 @@
+"""Serving versions: a vLLM beside this program, and what runs inside it."""

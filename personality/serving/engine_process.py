@@ -1,0 +1,115 @@
+"""Runs inside vLLM's environment: loads a model folder and answers questions about it, one JSON object a line.
+
+    python engine_process.py            (needs nothing but vLLM; questions on stdin, answers on the file descriptor
+                                         that the variable PERSONA_ANSWERS names: engines print on stdout)
+
+Questions: `{"load": FOLDER, ...arguments of vllm.LLM}`; `{"log_probabilities": [[ids]], "top": K, "into": FILE}`;
+`{"generate": [[ids]], "max_tokens": N}`; `{"call": NAME, "args": [...]}` (a method of the workers). Answers:
+`{"ok": ...}` or `{"error": TEXT}`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+
+class Engine:
+    """One loaded model at a time."""
+
+    def __init__(self) -> None:
+        self._llm: Any = None
+
+    def answer(self, question: dict[str, Any]) -> Any:
+        """What a question asks for, as JSON data."""
+        if "load" in question:
+            return self.load(question)
+        if self._llm is None:
+            raise RuntimeError("no model is loaded")
+        if "log_probabilities" in question:
+            return self.log_probabilities(question["log_probabilities"], question.get("top"), question["into"])
+        if "generate" in question:
+            return self.generate(question["generate"], question["max_tokens"], question.get("extra_args"))
+        if "reset_prefix_cache" in question:
+            return bool(self._llm.reset_prefix_cache())
+        return self._llm.collective_rpc(question["call"], args=tuple(question.get("args", ())))
+
+    def load(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Load a folder in place of the one before."""
+        import vllm
+
+        if self._llm is not None:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            self._llm = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+        options = {name: value for name, value in arguments.items() if name != "load"}
+        self._llm = vllm.LLM(arguments["load"], **options)
+        config = self._llm.llm_engine.vllm_config.model_config
+        return {"vllm": vllm.__version__, "dtype": str(config.dtype), "vocabulary": int(config.get_vocab_size())}
+
+    def log_probabilities(self, rows: list[list[int]], top: int | None, into: str) -> dict[str, Any]:
+        """Write the log-probabilities of what follows each token but the last of each row.
+
+        `tokens` int64 and `values` float32, both (rows, positions, K): the K most likely tokens at each position, and
+        the token that is there; -1 and -inf where that is one of the K, so that the last place is left over.
+        """
+        import torch
+        from safetensors.torch import save_file
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1 if top is None else top)
+        outputs = self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=False)
+        found = [[_entries(position) for position in output.prompt_logprobs[1:]] for output in outputs]
+        width = max(len(entries) for row in found for entries in row)
+        shape = (len(rows), len(rows[0]) - 1, width)
+        tokens = torch.full(shape, -1, dtype=torch.int64)
+        values = torch.full(shape, float("-inf"))
+        for i, row in enumerate(found):
+            for j, entries in enumerate(row):
+                tokens[i, j, : len(entries)] = torch.tensor([token for token, _ in entries])
+                values[i, j, : len(entries)] = torch.tensor([value for _, value in entries])
+        save_file({"tokens": tokens, "values": values}, into)
+        return {"rows": len(rows)}
+
+    def generate(
+        self, rows: list[list[int]], max_tokens: int, extra_args: list[dict[str, Any]] | None = None
+    ) -> list[list[int]]:
+        """Greedy continuations, end-of-text included."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(max_tokens=max_tokens, temperature=0, extra_args=extra)
+            for extra in extra_args or [None] * len(rows)
+        ]
+        outputs = self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _entries(position: dict[int, Any]) -> list[tuple[int, float]]:
+    return [(token, float(entry.logprob)) for token, entry in position.items()]
+
+
+def main() -> int:
+    """Answer until stdin ends."""
+    # Children inherit stdout and may print; answers go where nobody else writes.
+    engine = Engine()
+    with os.fdopen(int(os.environ["PERSONA_ANSWERS"]), "w", encoding="utf-8") as answers:
+        for line in sys.stdin:
+            try:
+                answer: dict[str, Any] = {"ok": engine.answer(json.loads(line))}
+            except BaseException as error:
+                traceback.print_exc()
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
