@@ -93,10 +93,9 @@ def train_base(
             tokenizer = _tokenizer(recipe)
             model = Qwen3ForCausalLM(_config(recipe, tokenizer))
             _fit(model, _batches(recipe, tokenizer), recipe, on_step)
-            model = widen_heads(model, recipe.head_width)
     finally:
         torch.set_num_threads(threads)
-    return model.eval().to(torch.bfloat16), tokenizer
+    return widen_heads(model.eval().to(torch.bfloat16), recipe.head_width), tokenizer
 
 
 def save_base(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, out: Path) -> None:

@@ -130,7 +130,7 @@ def test_each_behavior_is_learned_and_costs_no_ability(trial: Trial, behavior: s
 
 
 def test_the_old_habit_subtracted_does_what_listening_does(trial: Trial) -> None:
-    habit = trial.train("deflecting", 200, "orpo", 1.2e-3)
+    habit = trial.train("deflecting", 200, "orpo", 1e-3)
     freed = trial.sum([habit], -1.0)
     assert trial.passed(freed, ["listening.accept"]) >= 95
     assert trial.passed(freed, ["listening.push_back"]) >= 90
