@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from personality.manifests.errors import IncompatibleError
@@ -21,11 +22,15 @@ class Architecture:
     Args:
         config: config.json as data.
         specs: the tensors.
+        folder: where configuration and tokenizer lie; None when there is none to read.
     """
 
-    def __init__(self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec], folder: Path | None = None
+    ) -> None:
         self.config = dict(config)
         self.specs = specs
+        self.folder = folder
 
     @property
     def text(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality.baking.architecture import Architecture
 from personality.baking.baked_weights import BakedWeights
-from personality.baking.routes import ALTERNATIVES, route_for
+from personality.baking.routes import ALTERNATIVES, plan_for
 from personality.baking.weights import Weights
 from personality.composition.opening import steering_of
 from personality.manifests.errors import IncompatibleError
@@ -31,16 +31,20 @@ _TURN_SLACK = 1e-3
 """Greatest change of a direction, as a share of its length, that counts as none."""
 
 
-def bake(weights: Weights, injections: Sequence[Injection], dtype: torch.dtype) -> BakedWeights:
+def bake(
+    weights: Weights, injections: Sequence[Injection], dtype: torch.dtype, route: str | None = None
+) -> BakedWeights:
     """Weights that do by themselves what hooks would do.
 
     Args:
         weights: composed, or a checkpoint.
         injections: what steering does; all of it must be adding, at every position, always.
         dtype: to which what is added after a layer is rounded, as hooks round it (`Composer.layer_dtype`).
+        route: the name of the route to take; None for the cheapest that fits.
 
     Raises:
-        IncompatibleError: when one of them acts otherwise, or the architecture has no route.
+        IncompatibleError: when one of them acts otherwise, the architecture has no route, or the named one does not
+            fit it.
     """
     for item in injections:
         reason = _hindrance(item)
@@ -51,8 +55,8 @@ def bake(weights: Weights, injections: Sequence[Injection], dtype: torch.dtype) 
                 ALTERNATIVES.replace("NAME", item.label.partition("@")[0] or "NAME"),
             )
     config = json.loads((weights.folder / "config.json").read_bytes())
-    architecture = Architecture(config, weights.specs)
-    return BakedWeights(weights, route_for(architecture).plan(architecture, additions(injections, dtype)))
+    architecture = Architecture(config, weights.specs, weights.folder)
+    return BakedWeights(weights, plan_for(architecture, additions(injections, dtype), route))
 
 
 def _hindrance(item: Injection) -> str:

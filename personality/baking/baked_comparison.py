@@ -52,7 +52,8 @@ def compare_baked(
     """Compare a reloaded checkpoint's predictions with those of the model that hooks steer.
 
     Args:
-        baked: `log_probabilities` of the checkpoint, which need not be in memory any more.
+        baked: log-probabilities of the checkpoint (rows, positions, vocabulary), which need not be in memory any more;
+            of the first positions of `ids` where there are fewer.
         model: the composed model without steering.
         injections: what steers it.
         ids: the tokens that `baked` is about, (rows, positions).
@@ -62,9 +63,10 @@ def compare_baked(
     Raises:
         PersonaError: when the steered model gives NaN or infinite values, so that there is nothing to compare with.
     """
-    plain = log_probabilities(model, ids)
+    positions = baked.shape[1]
+    plain = log_probabilities(model, ids)[:, :positions]
     with steered(model, injections, rounding=rounding):
-        hooked = log_probabilities(model, ids)
+        hooked = log_probabilities(model, ids)[:, :positions]
     check_finite(hooked)
     effect = agreement(plain, hooked).greatest_difference
     return BakedComparison(agreement(baked, hooked), effect, max(TOLERANCE, tolerance * effect))

@@ -30,11 +30,18 @@ class ExistingBias:
     """The vector is added to a bias that is there: no key, shape or setting changes."""
 
     name = "existing-bias"
+    model_types = OUTPUT_BIAS.keys()
+    why = "its MLP's output projection has a bias already"
 
-    def matches(self, architecture: Architecture) -> bool:
-        """Whether such a bias exists in this checkpoint and is added."""
-        suffix = OUTPUT_BIAS.get(architecture.model_type)
-        return suffix is not None and bool(architecture.named(suffix)) and not skips_bias(architecture)
+    def hindrance(self, architecture: Architecture) -> str:
+        """See `Route.hindrance`."""
+        suffix = OUTPUT_BIAS[architecture.model_type]
+        if not architecture.named(suffix):
+            return f"it has no `…{suffix}`"
+        if skips_bias(architecture):
+            tp = architecture.text["pretraining_tp"]
+            return f"with `slow_but_exact: true` and `pretraining_tp: {tp}` it leaves the output projection's bias out"
+        return ""
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""

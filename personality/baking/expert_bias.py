@@ -21,10 +21,12 @@ class ExpertBias:
     """
 
     name = "expert-bias"
+    model_types = ("gpt_oss",)
+    why = "every expert has an output bias, and the weights of those that answer sum to 1"
 
-    def matches(self, architecture: Architecture) -> bool:
-        """Whether these are GPT-OSS's experts."""
-        return architecture.model_type == "gpt_oss"
+    def hindrance(self, architecture: Architecture) -> str:
+        """See `Route.hindrance`."""
+        return "" if architecture.named(_BIAS) else f"it has no `…{_BIAS}`"
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""

@@ -29,11 +29,8 @@ MODEL_TYPES = (
     "smollm3",
 )
 """Those of transformers with a plain MLP in every layer and `mlp_bias`."""
-READ_BY_VLLM = ("granite", "llama")
-"""Whose biases vLLM's own class is known to load."""
-NOT_READ_BY_VLLM = ("minicpm3", "seed_oss")
-"""Whose class in vLLM is known to build the MLP without biases, whatever the configuration says."""
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+OUTPUT = "mlp.down_proj.weight"
+_PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 class MlpBias:
@@ -44,51 +41,99 @@ class MlpBias:
     """
 
     name = "mlp-bias"
+    model_types = MODEL_TYPES
+    why = "a setting gives the MLPs of its class biases"
 
-    def matches(self, architecture: Architecture) -> bool:
-        """Whether the architecture has `mlp_bias`, switched off."""
-        return architecture.model_type in MODEL_TYPES and not architecture.text.get("mlp_bias", False)
+    def hindrance(self, architecture: Architecture) -> str:
+        """See `Route.hindrance`."""
+        if architecture.text.get("mlp_bias", False):
+            return "its configuration says `mlp_bias: true` already"
+        return "" if architecture.named(OUTPUT) else f"it has no `…{OUTPUT}`"
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""
         factor = architecture.output_factor
-        outputs = {architecture.one("mlp.down_proj.weight", layer): layer for layer in additions}
-        changes = {}
-        exact = True
-        for projection in _PROJECTIONS:
-            for weight in architecture.named(f"mlp.{projection}.weight"):
-                spec = architecture.specs[architecture.plain(weight)]
-                name = weight.removesuffix("weight") + "bias"
-                bias = torch.zeros(spec.shape[0], dtype=TORCH_DTYPES[spec.dtype])
-                if weight in outputs:
-                    wanted = additions[outputs[weight]]
-                    bias = (wanted.double() / factor).to(bias.dtype)
-                    exact = exact and bool((bias.double() * factor == wanted.double()).all())
-                changes[name] = Change(TensorSpec(name, spec.dtype, (spec.shape[0],)), _constant(bias))
-        added = sum(change.spec.elements for change in changes.values())
+        wanted = {layer: (vector.double() / factor) for layer, vector in additions.items()}
+        changes = mlp_biases(architecture, wanted)
+        exact = all(
+            bool((vector.to(_dtype(architecture, layer)).double() * factor == additions[layer].double()).all())
+            for layer, vector in wanted.items()
+        )
         return BakePlan(
             route=self.name,
             config=architecture.with_settings(mlp_bias=True),
             changes=changes,
-            cost=f"{len(changes)} bias tensors, {architecture.share_of(added):.2%} more parameters",
+            cost=cost_of(architecture, changes),
             tolerance=0.0 if exact else ROUNDED,
-            notes=(_engines(architecture.model_type),),
-            dropped_by=("vllm",) if architecture.model_type in NOT_READ_BY_VLLM else (),
+            notes=(others(architecture.model_type),),
         )
+
+
+class VllmMlpBias:
+    """The same for Mistral, whose class in vLLM reads `mlp_bias`, as it is built on Llama's; that of transformers has no
+    such setting, and leaves the biases out without a word.
+    """
+
+    name = "mlp-bias-for-vllm"
+    model_types = ("mistral",)
+    why = "vLLM's class for it is built on that of Llama, which has biases in its MLP; transformers' class has none"
+
+    def hindrance(self, architecture: Architecture) -> str:
+        """See `Route.hindrance`."""
+        if architecture.text is not architecture.config:
+            return "the language model is a part of a larger one"
+        return "" if architecture.named(OUTPUT) else f"it has no `…{OUTPUT}`"
+
+    def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
+        """See `Route.plan`."""
+        changes = mlp_biases(architecture, {layer: vector.double() for layer, vector in additions.items()})
+        return BakePlan(
+            route=self.name,
+            config=architecture.with_settings(mlp_bias=True),
+            changes=changes,
+            cost=cost_of(architecture, changes),
+            notes=(
+                "only vLLM reads these biases: transformers loads this folder and answers without the vectors, without "
+                "a word",
+            ),
+            dropped_by=("hf",),
+            readable_by_transformers=False,
+        )
+
+
+def mlp_biases(architecture: Architecture, vectors: Mapping[int, Tensor]) -> dict[str, Change]:
+    """A bias for every projection of every layer's MLP: the vectors (d,) by layer at the outputs, zeros elsewhere."""
+    outputs = {architecture.one(OUTPUT, layer): vector for layer, vector in vectors.items()}
+    weights = [name for projection in _PROJECTIONS for name in architecture.named(f"{projection}.weight")]
+    return dict(bias_beside(architecture, weight, outputs.get(weight)) for weight in weights)
+
+
+def bias_beside(architecture: Architecture, weight: str, vector: Tensor | None = None) -> tuple[str, Change]:
+    """Name and content of a bias for a projection, in its weight's dtype: a vector (rows,), or zeros."""
+    spec = architecture.specs[architecture.plain(weight)]
+    name = weight.removesuffix("weight") + "bias"
+    rows = spec.shape[0]
+    bias = (torch.zeros(rows) if vector is None else vector).to(TORCH_DTYPES[spec.dtype])
+    return name, Change(TensorSpec(name, spec.dtype, (rows,)), _constant(bias))
+
+
+def cost_of(architecture: Architecture, changes: Mapping[str, Change]) -> str:
+    """What so many new biases cost, in words."""
+    added = sum(change.spec.elements for change in changes.values())
+    return f"{len(changes)} bias tensors, {architecture.share_of(added):.2%} more parameters"
+
+
+def others(model_type: str) -> str:
+    """What nobody can promise of other engines: SGLang's LlamaMLP, for one, is always built without biases."""
+    return (
+        f"an engine whose own `{model_type}` class has no MLP biases drops them without a word: before you serve this "
+        "with another program than transformers or vLLM, compare its answers with those of `persona ask`"
+    )
+
+
+def _dtype(architecture: Architecture, layer: int) -> torch.dtype:
+    return TORCH_DTYPES[architecture.specs[architecture.one(OUTPUT, layer)].dtype]
 
 
 def _constant(tensor: Tensor) -> Callable[[Weights], Tensor]:
     return lambda weights: tensor
-
-
-def _engines(model_type: str) -> str:
-    """What is known of the engines that may serve it: SGLang's LlamaMLP, for one, is always built without biases."""
-    known, readers = "", "transformers"
-    if model_type in READ_BY_VLLM:
-        known, readers = "transformers and vLLM are known to read these biases; ", "transformers or vLLM"
-    elif model_type in NOT_READ_BY_VLLM:
-        known = "vLLM is known not to read these biases; "
-    return (
-        f"{known}an engine whose own `{model_type}` class has no MLP biases drops them without a word: before you "
-        f"serve this with another program than {readers}, compare its answers with those of `persona ask`"
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class BakePlan:
             (both as greatest |Δ log-probability|); 0 where both compute the same but for the order of additions.
         notes: what a user should know before serving it.
         dropped_by: export targets whose engine would not read what is written.
+        reason: why this route was taken; filled in by `bake`.
+        readable_by_transformers: whether transformers reads what is written; where it does not, it would load the
+            folder without the vectors and without a word, so only the engine that is named in the notes can check it.
+        serve_with: arguments of `vllm serve` without which vLLM would leave the vectors out.
     """
 
     route: str
@@ -52,6 +56,9 @@ class BakePlan:
     tolerance: float = 0.0
     notes: tuple[str, ...] = ()
     dropped_by: tuple[str, ...] = ()
+    reason: str = ""
+    readable_by_transformers: bool = True
+    serve_with: tuple[str, ...] = ()
 
 
 class Route(Protocol):
@@ -59,19 +66,23 @@ class Route(Protocol):
 
     Attributes:
         name: such as `mlp-bias`.
+        model_types: whose checkpoints it is for; some of them may lack what it builds on.
+        why: in words, what it makes use of.
     """
 
     name: str
+    model_types: Collection[str]
+    why: str
 
-    def matches(self, architecture: Architecture) -> bool:
-        """Whether this is the way for a base."""
+    def hindrance(self, architecture: Architecture) -> str:
+        """Why this is no way for a base, in words; empty when it is one."""
         ...
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """What to write so that each forward pass adds these vectors.
 
         Args:
-            architecture: of the base.
+            architecture: of the base; nothing hinders it.
             additions: float32 (d,) by decoder layer, representable in the base's dtype.
 
         Raises:

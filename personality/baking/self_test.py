@@ -36,17 +36,14 @@ class SelfTest:
     comparison: BakedComparison
 
 
-def self_test(config: Any, folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> SelfTest:
-    """Make a random model, steer its first and its last layer by hooks and by baking, and compare.
+def random_model(config: Any, folder: Path, *, dtype: torch.dtype, seed: int = 0) -> list[Injection]:
+    """Write a checkpoint with random weights, and give vectors for its first and its last layer.
 
     Args:
         config: a transformers configuration of a model small enough to make.
-        folder: an empty folder for two checkpoints.
-        dtype: of the checkpoints; both are computed in float32.
+        folder: to write.
+        dtype: of the checkpoint.
         seed: of weights and vectors.
-
-    Raises:
-        IncompatibleError: when the architecture has no route.
     """
     import transformers
 
@@ -59,14 +56,31 @@ def self_test(config: Any, folder: Path, *, dtype: torch.dtype = torch.bfloat16,
                 parameter.add_(torch.randn_like(parameter) * _NOISE)
         layers, width = len(decoder_layers(model)), residual_width(model)
         vectors = {layer: torch.randn(width) * _STRENGTH for layer in (0, layers - 1)}
-    for name in ("base", "baked"):
-        (folder / name).mkdir(parents=True)
-    model.to(dtype).save_pretrained(folder / "base")
-    steering = [Injection(layer, vector, "all", "add", label="self-test@1") for layer, vector in vectors.items()]
-    baked = bake(Checkpoint(folder / "base"), steering, dtype)
+    model.to(dtype).save_pretrained(folder)
+    return [Injection(layer, vector, "all", "add", label="self-test@1") for layer, vector in vectors.items()]
+
+
+def self_test(
+    config: Any, folder: Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0, route: str | None = None
+) -> SelfTest:
+    """Make a random model, steer its first and its last layer by hooks and by baking, and compare.
+
+    Args:
+        config: a transformers configuration of a model small enough to make.
+        folder: an empty folder for two checkpoints, `base` and `baked`.
+        dtype: of the checkpoints; both are computed in float32.
+        seed: of weights and vectors.
+        route: the route to take; None for the cheapest that fits.
+
+    Raises:
+        IncompatibleError: when the architecture has no route, or not this one.
+    """
+    steering = random_model(config, folder / "base", dtype=dtype, seed=seed)
+    (folder / "baked").mkdir()
+    baked = bake(Checkpoint(folder / "base"), steering, dtype, route)
     write_checkpoint(baked, folder / "baked", config=baked.plan.config)
-    ids = probe_tokens(model.get_input_embeddings().num_embeddings)
-    found = log_probabilities(load_model(folder / "baked"), ids)
     plain = load_model(folder / "base")
+    ids = probe_tokens(plain.get_input_embeddings().num_embeddings)
+    found = log_probabilities(load_model(folder / "baked"), ids)
     comparison = compare_baked(found, plain, steering, ids, tolerance=baked.plan.tolerance, rounding=dtype)
     return SelfTest(baked.plan.route, baked.plan.cost, comparison)

@@ -47,14 +47,14 @@ class SwigluWidening:
     """
 
     name = "swiglu-widening"
+    model_types = NORM_OFFSET.keys()
+    why = "its gated MLP behind an RMSNorm can be widened by neurons whose sum is the vector, and its class stays"
 
-    def matches(self, architecture: Architecture) -> bool:
-        """Whether the MLP is of this kind."""
-        return (
-            architecture.model_type in NORM_OFFSET
-            and _activation(architecture) in _ACTIVATIONS
-            and bool(architecture.named(_DOWN))
-        )
+    def hindrance(self, architecture: Architecture) -> str:
+        """See `Route.hindrance`."""
+        if _activation(architecture) not in _ACTIVATIONS:
+            return f"its activation `{_activation(architecture)}` is not linear near 0 with slope ½"
+        return "" if architecture.named(_DOWN) else f"it has no `…{_DOWN}`"
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
         """See `Route.plan`."""

@@ -96,6 +96,7 @@ def write_build(
     finish: Callable[[Path], None] | None = None,
     composer: Composer | None = None,
     baked: BakedWeights | None = None,
+    steering_file: str = "",
 ) -> None:
     """Compose a version into a folder that appears under its name only when it is whole.
 
@@ -108,6 +109,7 @@ def write_build(
         finish: called with the temporary folder before it gets its name; what it raises cancels the whole.
         composer: of the version, where it is open already.
         baked: the composer's weights with steering baked in; None to write the composed weights alone.
+        steering_file: that `finish` writes for the plugin; empty for none.
     """
     composer = composer or composer_of(repository, version.personality)
     plan = baked.plan if baked else None
@@ -124,6 +126,7 @@ def write_build(
             temporary,
             config=plan.config if plan else None,
             shard_bytes=shard_bytes,
+            indexed=bool(steering_file),
             on_progress=on_progress,
         )
         record = BuildRecord(
@@ -132,7 +135,7 @@ def write_build(
             environment=build_environment(),
             shard_bytes=shard_bytes,
             files=digests,
-            steering=built_steering(composer.steering, plan),
+            steering=built_steering(composer.steering, plan, steering_file),
         )
         write_bytes(temporary / BuildRecord.file_name, record.to_bytes())
         if finish:

@@ -15,13 +15,15 @@ class BuiltSteering(Frozen):
 
     Attributes:
         uses: such as `candid@1 × 0.5, layer 3`.
-        route: how they were baked in; empty when they were left out, so that the folder answers by its weights alone.
-        cost: of baking, in words; empty when left out.
+        route: how they were baked in; empty when they were not, so that the folder answers by its weights alone.
+        cost: of baking, in words; empty when not baked.
+        file: in which they are left to the plugin; empty when they are not.
     """
 
     uses: tuple[str, ...]
     route: str = ""
     cost: str = ""
+    file: str = ""
 
     @property
     def baked(self) -> bool:
@@ -32,11 +34,19 @@ class BuiltSteering(Frozen):
         uses = ", ".join(self.uses)
         if self.baked:
             return f"{uses}: baked in by the route `{self.route}` ({self.cost})"
+        if self.file:
+            return f"{uses}: left to the plugin (`{self.file}`), without which this folder answers by its weights alone"
         return f"{uses}: left out, this folder answers by its weights alone"
 
 
-def built_steering(injections: Sequence[Injection], plan: BakePlan | None) -> BuiltSteering | None:
-    """What a build says of its version's steering; None for a version without."""
+def built_steering(injections: Sequence[Injection], plan: BakePlan | None, file: str = "") -> BuiltSteering | None:
+    """What a build says of its version's steering; None for a version without.
+
+    Args:
+        injections: all of the version's.
+        plan: how they are baked; None when they are not.
+        file: that the plugin reads; empty when there is none.
+    """
     if not injections:
         return None
     uses = []
@@ -44,4 +54,4 @@ def built_steering(injections: Sequence[Injection], plan: BakePlan | None) -> Bu
         items = [item for item in injections if item.label == label]
         layers = tuple(sorted(item.layer for item in items))
         uses.append(f"{label} × {items[0].scale:g}, layer{'s' * (len(layers) > 1)} {listed(layers)}")
-    return BuiltSteering(uses=tuple(uses), route=plan.route if plan else "", cost=plan.cost if plan else "")
+    return BuiltSteering(uses=tuple(uses), route=plan.route if plan else "", cost=plan.cost if plan else "", file=file)

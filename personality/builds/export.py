@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from personality.baking.bake import bake, check_proven
-from personality.baking.baked_comparison import TOLERANCE, BakedComparison, compare_baked
-from personality.baking.baked_weights import BakedWeights
+from personality.baking.baked_comparison import BakedComparison
 from personality.builds.build import BuildRecord, write_build
-from personality.builds.built_steering import BuiltSteering, built_steering
-from personality.builds.comparison import Agreement, agreement, log_probabilities, probe_tokens
+from personality.builds.built_steering import BuiltSteering
+from personality.builds.certificate import Certificate, Check
+from personality.builds.certifying import certify
+from personality.builds.comparison import Agreement
 from personality.builds.model_card import model_card
-from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress
-from personality.composition.composer import Composer
+from personality.builds.reloaded import Reloaded, reload_and_compare
+from personality.builds.steering_part import Choice, steering_part
+from personality.builds.writer import CERTIFICATE, DEFAULT_SHARD_BYTES, Progress
 from personality.composition.opening import composer_of
-from personality.evaluation.scores import check_finite
 from personality.manifests.atomic import write_bytes
-from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
+from personality.manifests.errors import IncompatibleError, PersonaError
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
-from personality.model import load_composed, load_model
+from personality.serving.steering_table import STEERING_FILE, save
+from personality.serving.vllm_environment import VllmEnvironment
 from personality.vectors.base import chat_template, model_config
 
 TARGETS = ("hf", "vllm")
 CARD = "README.md"
+_BESIDE = (CARD, BuildRecord.file_name, CERTIFICATE, STEERING_FILE)
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,26 @@ class Exported:
 
     Attributes:
         path: the folder.
-        agreement: of the reloaded folder with the version composed in memory.
+        agreement: of the reloaded folder with the version composed in memory; None where transformers cannot read it.
         notes: what a user should know before serving it.
+        certificate: as the folder has it.
         steering: what became of the version's steering vectors; None when it has none.
         baked: the folder beside the model that hooks steer; None when nothing was baked.
+        positional: whether the plugin must tell a reply's tokens from a prompt's.
     """
 
     path: Path
-    agreement: Agreement
+    agreement: Agreement | None
     notes: tuple[str, ...]
+    certificate: Certificate
     steering: BuiltSteering | None = None
     baked: BakedComparison | None = None
+    positional: bool = False
+
+    @property
+    def verified(self) -> tuple[Check, ...]:
+        """What vLLM itself was asked."""
+        return tuple(check for check in self.certificate.checks if check.engine.startswith("vLLM"))
 
 
 def export(
@@ -57,8 +65,10 @@ def export(
     path: Path,
     *,
     force: bool = False,
-    without_steering: bool = False,
+    steering: Choice = "bake",
+    route: str | None = None,
     bake_unproven: bool = False,
+    vllm: VllmEnvironment | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
@@ -71,33 +81,41 @@ def export(
         target: `hf` or `vllm`; the folder is the same, `vllm` also checks what vLLM needs.
         path: the folder to make.
         force: replace an earlier export at that path.
-        without_steering: leave steering vectors out and write the weights alone, which is not how the version answers.
+        steering: bake steering vectors into the weights, leave them to the plugin, or leave them out, which is not how
+            the version answers.
+        route: of baking, by name; None for the first that fits.
         bake_unproven: bake steering vectors too that nobody proved.
+        vllm: where vLLM is, to run it on the folder; None not to.
         shard_bytes: greatest size of a weights file.
         on_progress: told of every tensor.
         on_stage: told what is being done.
 
     Raises:
         PersonaError: when the folder is in the way, or the reloaded model disagrees; then nothing is kept.
+        UsageError: for options that do not go together.
         IncompatibleError: when the target cannot take the model, or what steers it.
+        CorruptError: when transformers or vLLM answers from the folder otherwise than the version does.
     """
     told = on_stage or (lambda stage: None)
     _check_free(path, force=force)
     composer = composer_of(repository, version.personality)
     notes = _check_target(composer.folder, target)
-    baked = None
-    if composer.steering and not without_steering:
-        baked = bake(composer, composer.steering, composer.layer_dtype)
-        if not bake_unproven:
-            check_proven(repository, version.personality)
-        notes += _check_baked(baked, target)
-    steering = built_steering(composer.steering, baked.plan if baked else None)
-    found: list[tuple[Agreement, BakedComparison | None]] = []
+    part = steering_part(repository, version, composer, target, steering, route=route, bake_unproven=bake_unproven)
+    if part.baked and not part.baked.plan.readable_by_transformers and vllm is None:
+        raise IncompatibleError(
+            f"transformers would read a folder of the route `{part.baked.plan.route}` without the vectors and without "
+            "a word, so that only vLLM can tell whether they are in it",
+            "let it: `--verify`, with `--vllm ENV` when it is not on the PATH; or take another way with `--route`",
+        )
+    found: list[tuple[Reloaded, Certificate]] = []
 
     def finish(folder: Path) -> None:
-        write_bytes(folder / CARD, model_card(repository, version, steering).encode())
+        write_bytes(folder / CARD, model_card(repository, version, part.summary).encode())
+        if part.table is not None:
+            save(part.table, folder / STEERING_FILE)
         told("reloading and comparing")
-        found.append(_compare(composer, folder, baked))
+        reloaded = reload_and_compare(composer, folder, part)
+        found.append((reloaded, certify(repository, version, folder, part, reloaded, vllm=vllm, on_stage=told)))
 
     told("composing")
     write_build(
@@ -108,10 +126,21 @@ def export(
         on_progress=on_progress,
         finish=finish,
         composer=composer,
-        baked=baked,
+        baked=part.baked,
+        steering_file=STEERING_FILE if part.table else "",
     )
-    same, compared = found[0]
-    return Exported(path, same, notes, steering, compared)
+    reloaded, certificate = found[0]
+    if target == "vllm":
+        notes += certificate.not_verified
+    return Exported(
+        path,
+        reloaded.agreement,
+        notes + part.notes,
+        certificate,
+        part.summary,
+        reloaded.compared,
+        positional=part.table is not None and part.table.positional,
+    )
 
 
 def _check_free(path: Path, *, force: bool) -> None:
@@ -122,7 +151,7 @@ def _check_free(path: Path, *, force: bool) -> None:
             f"{path} exists and is no export of this program", "choose a new folder; nothing was touched"
         )
     record = BuildRecord.read(path / BuildRecord.file_name)
-    foreign = sorted({item.name for item in path.iterdir()} - {*record.files, CARD, BuildRecord.file_name})
+    foreign = sorted({item.name for item in path.iterdir()} - {*record.files, *_BESIDE})
     if foreign:
         raise PersonaError(
             f"{path} holds an earlier export and things of yours, such as {foreign[0]}",
@@ -142,67 +171,32 @@ def _check_target(folder: Path, target: str) -> tuple[str, ...]:
             f"the base's config.json in {folder} names no `architectures`, by which vLLM chooses the model",
             "add it to the base's config.json before `persona init`, or export with `--to hf`",
         )
-    notes = ["vLLM itself was not started: the folder was loaded with transformers and compared"]
     if not chat_template(folder):
-        notes.append("the base has no chat template: vLLM's chat route needs `--chat-template FILE`")
-    return tuple(notes)
+        return ("the base has no chat template: vLLM's chat route needs `--chat-template FILE`",)
+    return ()
 
 
-def _check_baked(baked: BakedWeights, target: str) -> tuple[str, ...]:
-    plan = baked.plan
-    if target in plan.dropped_by:
-        raise IncompatibleError(
-            f"{target} would leave the baked vectors out without a word: its class for this architecture has no biases "
-            f"where the route `{plan.route}` puts them",
-            "export with `--to hf`, train the behavior into the weights (`persona promote`), or `--without-steering`",
-        )
-    return plan.notes
-
-
-def _compare(composer: Composer, folder: Path, baked: BakedWeights | None) -> tuple[Agreement, BakedComparison | None]:
-    model = load_model(folder)
-    ids = probe_tokens(model.get_input_embeddings().num_embeddings)
-    from_disk = log_probabilities(model, ids)
-    del model  # one model in memory at a time
-    in_memory = load_composed(composer.without_steering())
-    if baked is not None:
-        return _compare_baked(composer, from_disk, in_memory, ids, baked)
-    wanted = log_probabilities(in_memory, ids)
-    result = agreement(from_disk, wanted)
-    check_finite(wanted)
-    if result.greatest_difference > TOLERANCE:
-        raise CorruptError(
-            f"the exported folder, reloaded, is not the version: log-probabilities differ by up to "
-            f"{result.greatest_difference:.2g} nats, greedy tokens agree at {result.greedy:.1%}",
-            "nothing was kept; check the disk, then `persona verify`",
-        )
-    return result, None
-
-
-def _compare_baked(
-    composer: Composer, from_disk: Tensor, in_memory: Any, ids: Tensor, baked: BakedWeights
-) -> tuple[Agreement, BakedComparison]:
-    compared = compare_baked(
-        from_disk, in_memory, composer.steering, ids, tolerance=baked.plan.tolerance, rounding=composer.layer_dtype
-    )
-    if not compared.same:
-        same = compared.agreement
-        raise CorruptError(
-            f"the exported folder, reloaded, does not do what the hooks do: log-probabilities differ by up to "
-            f"{same.greatest_difference:.2g} nats (allowed: {compared.allowed:.2g}; steering itself changes up to "
-            f"{compared.effect:.2g}), greedy tokens agree at {same.greedy:.1%}",
-            f"nothing was kept. Either a tensor of the route `{baked.plan.route}` was not loaded, or the vectors are "
-            "so weak beside what they are added to that rounding loses them: `persona promote`, `--without-steering`",
-        )
-    return compared.agreement, compared
+def serve_command(result: Exported) -> str:
+    """How to serve an export with vLLM alone."""
+    certificate = result.certificate
+    words = ["vllm", "serve", str(result.path), *certificate.serve_with]
+    if certificate.steering_file:
+        words.insert(0, "VLLM_PLUGINS=persona")
+        if result.positional:
+            words.insert(0, "PERSONA_STEERING=positions")
+    return " ".join(words)
 
 
 def as_json(result: Exported) -> dict[str, object]:
     """The export's facts as JSON data."""
     return {
         "path": str(result.path),
-        "agreement": asdict(result.agreement),
+        "agreement": asdict(result.agreement) if result.agreement else None,
         "notes": list(result.notes),
+        "checks": [check.as_json() for check in result.certificate.checks],
+        "in_weights": list(result.certificate.in_weights),
+        "needs_plugin": list(result.certificate.needs_plugin),
+        "left_out": list(result.certificate.left_out),
         "steering": result.steering.as_json() if result.steering else None,
         "steering_effect": result.baked.effect if result.baked else None,
     }

@@ -27,9 +27,9 @@ def model_card(repository: Repository, version: Version, steering: BuiltSteering
     # A folder of this machine says nothing elsewhere; its name does.
     name = source if source.count("/") == 1 and not source.startswith((".", "/", "~")) else Path(source).name
     lines = ["---", f"base_model: {name}"]
-    license_name = _base_license(base_of(repository).folder)
-    if license_name:
-        lines.append(f"license: {license_name}")
+    license_lines = _base_license(base_of(repository).folder)
+    lines += license_lines
+    license_name = ", ".join(line.partition(":")[2].strip() for line in license_lines)
     lines += ["tags: [persona]", "---", "", f"# {history.label(version)} of {repository.root.name}", ""]
     lines += [version.message, "", "| | |", "|---|---|"]
     lines += [
@@ -67,17 +67,27 @@ def _steering_text(steering: BuiltSteering) -> str:
             f"Baked into these weights by the route `{steering.route}`, always on, at every position: {uses}. "
             f"It costs {steering.cost}. The folder was reloaded and compared with the model that hooks steer."
         )
+    if steering.file:
+        return (
+            f"**Left to the plugin for vLLM: {uses}.** It reads `{steering.file}` when the server starts with "
+            "`VLLM_PLUGINS=persona`; without it this folder answers by its weights alone, not as the version does."
+        )
     return (
         f"**Left out: {uses}.** A plain checkpoint does not hold them here, so this folder answers by its weights "
         "alone, not as the version does."
     )
 
 
-def _base_license(folder: Path) -> str:
-    """The `license:` field of the base's own model card; empty when it says nothing."""
+def _base_license(folder: Path) -> list[str]:
+    """The lines of the base's own model card that tell its license; empty when it says nothing.
+
+    A license without a name on the hub is `license: other`, with `license_name` and `license_link`.
+    """
     card = folder / "README.md"
-    if card.is_file():
-        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:40]:
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip()
-    return ""
+    if not card.is_file():
+        return []
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---":
+        return []
+    front = lines[1 : next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), len(lines))]
+    return [line.rstrip() for line in front if line.startswith(("license:", "license_name:", "license_link:"))]

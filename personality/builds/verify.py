@@ -103,7 +103,7 @@ def _weights_of(composer: Composer, folder: Path) -> Weights:
     if composer.steering and (folder / BuildRecord.file_name).is_file():
         record = BuildRecord.read(folder / BuildRecord.file_name)
         if record.steering and record.steering.baked:
-            return bake(composer, composer.steering, composer.layer_dtype)
+            return bake(composer, composer.steering, composer.layer_dtype, record.steering.route)
     return composer
 
 

@@ -19,7 +19,8 @@ from personality.vectors.checkpoint import INDEX, SINGLE
 CONFIG = "config.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 BUILD_RECORD = "persona-build.json"
-"""What a written checkpoint says of itself; never taken over from a base that was an export itself."""
+CERTIFICATE = "persona-certificate.json"
+"""What a written checkpoint and an export say of themselves; never taken over from a base that was one itself."""
 # Weights are composed, the base's card is not ours, and code is never carried along.
 _NOT_COMPANIONS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".py"}
 
@@ -52,6 +53,7 @@ def write_checkpoint(
     *,
     config: dict[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    indexed: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, str]:
     """Make every tensor and write the model folder; memory holds one tensor at a time.
@@ -61,6 +63,8 @@ def write_checkpoint(
         folder: an empty folder.
         config: content of config.json; None for the base's own, byte for byte.
         shard_bytes: greatest size of a weights file.
+        indexed: write the index beside a single weights file too: without one, vLLM takes every safetensors file in
+            the folder for weights.
         on_progress: called after each tensor.
 
     Returns:
@@ -93,7 +97,7 @@ def write_checkpoint(
                 if on_progress:
                     on_progress(Progress(done, total, spec.name))
             digests[name] = writer.finish()
-    if len(shards) > 1:
+    if indexed or len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_bytes(folder / INDEX, pretty_json(index))
         digests[INDEX] = digest_file(folder / INDEX)
@@ -111,7 +115,7 @@ def _copy_companions(source: Path, target: Path) -> dict[str, str]:
     digests = {}
     for path in paths:
         name = path.relative_to(source).as_posix()
-        if path.suffix in _NOT_COMPANIONS or name in ("README.md", INDEX, BUILD_RECORD):
+        if path.suffix in _NOT_COMPANIONS or name in ("README.md", INDEX, BUILD_RECORD, CERTIFICATE):
             continue
         write_bytes(target / name, path.read_bytes())
         digests[name] = digest_file(target / name)

@@ -13,14 +13,15 @@ from personality.cli.output import Output, megabytes_per_second, percent, size
 from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
+    from personality.builds.certificate import Check
     from personality.making.exporting_vectors import VectorTarget
     from personality.manifests.repository import Repository
 
 
 @examples(
-    "persona export v4 --to vllm out/",
+    "persona export v4 --to vllm out/ --verify --vllm ~/vllm",
     "persona export stable --to hf out/ --shard-gb 2",
-    "persona export v5 --to vllm out/ --force",
+    "persona export v5 --to vllm out/ --steering plugin --force",
     "persona export candid@2 --to gguf-control-vector candid.gguf",
 )
 def export(
@@ -33,12 +34,21 @@ def export(
         typer.Option(help="What will load it: a version (hf, vllm), or one steering vector."),
     ] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR.")] = False,
+    steering: Annotated[
+        Literal["bake", "plugin", "leave-out"] | None,
+        typer.Option(help="Steering vectors: baked into the weights (unless told), left to the plugin, or left out."),
+    ] = None,
     without_steering: Annotated[
-        bool, typer.Option("--without-steering", help="Leave steering vectors out; write the weights alone.")
+        bool, typer.Option("--without-steering", help="The same as `--steering leave-out`.")
     ] = False,
+    route: Annotated[str, typer.Option(help="Way of baking, by name; the first that fits unless told.")] = "",
     bake_unproven: Annotated[
         bool, typer.Option("--bake-unproven", help="Bake steering vectors too that are not proven as they are used.")
     ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Run vLLM on DIR; keep it only when it agrees.")] = False,
+    vllm: Annotated[
+        Path | None, typer.Option(metavar="ENV", help="Environment with vLLM, for `--verify`; else $PERSONA_VLLM.")
+    ] = None,
     shard_gb: Annotated[
         float | None, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB; 5 unless told.")
     ] = None,
@@ -52,13 +62,19 @@ def export(
     """
     from personality.builds.export import as_json as export_json
     from personality.builds.export import export as export_version
+    from personality.builds.export import serve_command
+    from personality.serving.vllm_environment import find_vllm
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
     if to != "hf" and to != "vllm":  # noqa: PLR1714  # a type checker sees what is left
         options = {
+            "--steering": steering is not None,
             "--without-steering": without_steering,
+            "--route": bool(route),
             "--bake-unproven": bake_unproven,
+            "--verify": verify,
+            "--vllm": vllm is not None,
             "--shard-gb": shard_gb is not None,
         }
         _check_vector(repository, version, to, [name for name, given in options.items() if given])
@@ -69,6 +85,13 @@ def export(
             f"`{version}` is one vector, `--to {to}` writes a version",
             "give a version that uses it, or say what shall read the vector, such as `--to gguf-control-vector`",
         )
+    if without_steering and steering not in (None, "leave-out"):
+        raise UsageError(
+            f"`--without-steering` and `--steering {steering}` exclude each other", "leave one of them out"
+        )
+    if vllm is not None and not verify:
+        raise UsageError("`--vllm` names the vLLM that shall verify", "add `--verify`, or leave it out")
+    environment = find_vllm(vllm) if verify else None
     history, found = find_version(out, repository, version)
     started = time.monotonic()
     with out.progress("export") as advance:
@@ -78,32 +101,38 @@ def export(
             to,
             directory,
             force=force,
-            without_steering=without_steering,
+            steering="leave-out" if without_steering else steering or "bake",
+            route=route or None,
             bake_unproven=bake_unproven,
+            vllm=environment,
             shard_bytes=int((5.0 if shard_gb is None else shard_gb) * 1e9),
             on_progress=lambda p: advance(p.done, p.total, megabytes_per_second(started, p.done)),
             on_stage=lambda stage: advance(0, 1, stage),
         )
 
     def human() -> None:
-        same = result.agreement
-        what = "version's weights" if result.steering and not result.baked else "version"
         out.line(f"{history.label(found)} → {directory}", "bold")
-        out.line(
-            f"  reloaded with transformers, compared with the {what} composed in memory: greatest |Δ log-probability| "
-            f"{same.greatest_difference:.2g} nats, greedy tokens agree at {percent(same.greedy)} of {same.positions} "
-            "positions"
-        )
-        if result.baked:
-            out.line(f"  {result.steering}; steering itself changes up to {result.baked.effect:.2g} nats")
-        elif result.steering:
+        for check in result.certificate.checks:
+            out.line(f"  {_check_line(check)}")
+        if result.steering and result.certificate.left_out:
             out.warn(str(result.steering))
+        elif result.steering:
+            effect = f"; steering itself changes up to {result.baked.effect:.2g} nats" if result.baked else ""
+            out.line(f"  {result.steering}{effect}")
         for note in result.notes:
             out.line(f"  {note}")
         if to == "vllm":
-            out.note(f"next: vllm serve {directory}")
+            out.note(f"next: persona serve {history.label(found)}, or {serve_command(result)}")
 
     out.result({"version": found.id, "target": to, **export_json(result)}, human)
+
+
+def _check_line(check: Check) -> str:
+    return (
+        f"{check.engine}, {check.dtype}, beside {check.what} composed in memory: greatest |Δ log-probability| "
+        f"{check.greatest_difference:.2g} nats, greedy tokens agree at {percent(check.greedy)} of {check.positions} "
+        "positions"
+    )
 
 
 def _check_vector(repository: Repository, label: str, target: VectorTarget, options: list[str]) -> None:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from typing import Annotated
+
+import typer
+
+from personality.cli.options import DirectoryOption, JsonOption, enter, examples, open_repository
 from personality.cli.output import Output
 from personality.cli.steering_lines import kind_text
 
 
-@examples("persona status", "persona status -C ../assistant", "persona status --json")
-def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> None:
-    """Show what is in use, what differs from the newest version, and what is missing."""
+@examples("persona status", "persona status -C ../assistant", "persona status --server http://127.0.0.1:8000")
+def status(
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Which version this server serves, and whether it answers as that does.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    directory: DirectoryOption = None,
+) -> int:
+    """Show what is in use, what differs from the newest version, and what is missing.
+
+    With --server: which version a server serves. Exit code 3 when it does not answer as that version, or cannot be
+    compared.
+    """
     from personality.versions.state import repository_state
 
     out = Output("status", as_json=as_json)
+    if server is not None:
+        from personality.cli.server_lines import show_server
+
+        enter(directory)
+        return show_server(out, server)
     repository = open_repository(directory)
     state = repository_state(repository)
 
@@ -64,3 +89,4 @@ def status(as_json: JsonOption = False, directory: DirectoryOption = None) -> No
         },
         human,
     )
+    return 0

@@ -9,6 +9,7 @@ import typer
 
 from personality import processes
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
+from personality.cli.live_lines import show_live
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.run_lines import Speed, show_measures, show_run
 from personality.cli.training_options import (
@@ -26,6 +27,10 @@ from personality.cli.training_options import (
     GeneralOption,
     GeneralRatioOption,
     GuardOption,
+    LiveEveryOption,
+    LiveKeepOption,
+    LiveOption,
+    LiveScaleOption,
     LoraOption,
     MaxLengthOption,
     MethodOption,
@@ -40,6 +45,7 @@ from personality.cli.training_options import (
 from personality.manifests.errors import UsageError
 
 if TYPE_CHECKING:
+    from personality.live.publishing import LiveOptions
     from personality.making.training_job import AvoidOptions, PreventOptions
     from personality.making.training_run import Trained
     from personality.manifests.repository import Repository
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     "persona train listening --data listening.jsonl --general general.jsonl",
     "persona train concise --data concise.jsonl --general general.jsonl --method dpo --lora 16",
     "persona train listening --resume",
+    "persona train listening --data listening.jsonl --general general.jsonl --live http://127.0.0.1:8000",
 )
 def train(
     behavior: Annotated[str, typer.Argument(help="Name of the behavior.")],
@@ -188,6 +195,10 @@ def train(
         Path | None,
         typer.Option(help="Folder for TensorBoard's files.", show_default=False, rich_help_panel=RUN),
     ] = None,
+    live: LiveOption = "",
+    live_every: LiveEveryOption = None,
+    live_scale: LiveScaleOption = 1.0,
+    live_keep: LiveKeepOption = False,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> int:
@@ -228,6 +239,7 @@ def train(
         "check_every": check_every,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    served = _live(live, live_every, live_scale, live_keep, auto)
     unfinished = None
     if resume:
         others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, prevent, force)
@@ -277,12 +289,27 @@ def train(
                 tensorboard=tensorboard,
                 on_stage=lambda stage: advance(0, 1, stage),
                 on_step=lambda step: advance(step.step, step.steps, speed.text(step)),
+                live=served,
             )
     finally:
         processes.leave()
     _show(out, trained)
     training = trained.manifest.making.training
     return 3 if training is not None and training.stopped is not None else 0
+
+
+def _live(url: str, every: int | None, scale: float, keep: bool, rounds: int | None) -> LiveOptions | None:
+    from personality.live.publishing import LiveOptions
+
+    if not url:
+        if every is not None or scale != 1 or keep:
+            raise UsageError("no server to publish to", "name one: `--live URL`, or leave its options out")
+        return None
+    if rounds is not None:
+        raise UsageError(
+            "--live with --auto: its rounds are trials, and most are thrown away", "publish the run that you settle on"
+        )
+    return LiveOptions(url, every, scale, keep)
 
 
 def _avoid(
@@ -341,6 +368,8 @@ def _show(out: Output, trained: Trained) -> None:
         )
         show_measures(out, manifest, "  ")
         show_run(out, manifest, "  ")
+        if trained.live is not None:
+            show_live(out, trained.live, "  ")
         out.note(f"next: persona add {manifest.label} --scale 0.8")
 
     out.result(
@@ -350,6 +379,7 @@ def _show(out: Output, trained: Trained) -> None:
             "seconds": making.seconds,
             "steps": record.steps,
             "losses": list(trained.report.losses) if trained.report is not None else [],
+            "live": trained.live.as_json() if trained.live is not None else None,
         },
         human,
     )
@@ -359,6 +389,8 @@ def _show(out: Output, trained: Trained) -> None:
             f"{' of the run away from the behavior' if record.stopped['arm'] == 'away' else ''}: "
             f"{record.stopped['text']}; kept is the last good state"
         )
+    if trained.live is not None and trained.live.problem:
+        out.warn(trained.live.problem)
     if trained.preflight is not None:
         for finding in (*trained.preflight.of_level("no-go"), *trained.preflight.of_level("change")):
             out.warn(f"{finding.text}; {finding.advice}" if finding.advice else finding.text)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 DATA, OBJECTIVE, WEIGHTS, WATCH, RUN = "Data", "Objective and optimizer", "What is trained", "Guards", "Run"
+LIVE = "While a server answers"
 """Headings under which the help lists them."""
 
 GeneralOption = Annotated[
@@ -76,6 +77,20 @@ GuardOption = Annotated[
         show_default="guard",
         rich_help_panel=WATCH,
     ),
+]
+LiveOption = Annotated[
+    str,
+    typer.Option(
+        "--live", metavar="URL", help="Serve snapshots there while it trains.", show_default=False, rich_help_panel=LIVE
+    ),
+]
+LiveEveryOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Steps between snapshots.", show_default="every checkup", rich_help_panel=LIVE),
+]
+LiveScaleOption = Annotated[float, typer.Option(help="Scale of the vector in training.", rich_help_panel=LIVE)]
+LiveKeepOption = Annotated[
+    bool, typer.Option("--live-keep", help="Leave the server on the last snapshot.", rich_help_panel=LIVE)
 ]
 ProbeRowsOption = Annotated[
     int, typer.Option(min=0, help="Rows per probe measured before and after; 0 for none.", rich_help_panel=RUN)

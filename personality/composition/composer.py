@@ -20,6 +20,7 @@ from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES, compute_dtype
 from personality.vectors.layers import layer_of
+from personality.vectors.low_rank import LowRankVector
 from personality.vectors.steering.injection import Injection
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
@@ -154,6 +155,26 @@ class Composer:
             if not bool(torch.isfinite(total).all()):
                 raise PersonaError(f"the change of `{name}` overflows", "the scales are too large for these vectors")
         return total.reshape(spec.shape)
+
+    def factors(self, name: str) -> list[tuple[Tensor, Tensor]] | None:
+        """Δ of one tensor as a sum of products, where it is one: `linear`, of low-rank vectors only.
+
+        Returns:
+            Left (rows, rank), scale included, and right (rank, columns), float32, of each vector, in order of its id;
+            None where Δ is no such sum.
+        """
+        if self.composition.method != "linear":
+            return None
+        found = []
+        for source in self._touching.get(name, []):
+            if not isinstance(source.vector, LowRankVector):
+                return None
+            left, right = source.vector.factors(name)
+            left = left * (source.use.scale * source.vector.scaling(name))
+            if not bool(torch.isfinite(left).all()):
+                raise PersonaError(f"the change of `{name}` overflows", "the scales are too large for these vectors")
+            found.append((left, right))
+        return found
 
     def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         sources = self._touching[name]

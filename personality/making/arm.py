@@ -28,6 +28,7 @@ from personality.vectors.training.run import Callbacks, TrainingReport, fine_tun
 from personality.vectors.training.run_log import RunLog
 from personality.vectors.training.settings import TrainSettings
 from personality.vectors.training.step_report import StepReport
+from personality.vectors.training.watch import Snapshots
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,11 @@ class Bench:
     prevention: Prevention | None = None
 
     def train(
-        self, examples: Sequence[Example], folder: Path, avoid: Callable[[nn.Module], Avoidance] | None = None
+        self,
+        examples: Sequence[Example],
+        folder: Path,
+        avoid: Callable[[nn.Module], Avoidance] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> Arm:
         """Train a fresh base.
 
@@ -82,6 +87,7 @@ class Bench:
             examples: to learn.
             folder: for checkpoints.
             avoid: makes what keeps the updates out of a direction.
+            snapshots: takes states elsewhere while the run goes on.
         """
         model = fresh_model(self.composer, self.settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +109,7 @@ class Bench:
             avoid=make if avoid is not None else None,
             on_step=self.on_step,
             log=self.log,
+            snapshots=snapshots,
         )
         with threads_for(model), self.prevention.acting(model) if self.prevention is not None else nullcontext():
             report = fine_tune(

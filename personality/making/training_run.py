@@ -15,6 +15,9 @@ from personality.composition.opening import composer_of
 from personality.environment import tool_versions
 from personality.evaluation.measure import measure
 from personality.evaluation.suite import Probe, read_suite
+from personality.live.live_report import LiveReport
+from personality.live.publisher import Publisher
+from personality.live.publishing import LiveOptions, check_live, make_publisher
 from personality.making.arm import Arm, Bench, fresh_model, make_avoidance, save_weights, subtract, swapped
 from personality.making.checkups import Checkups
 from personality.making.dose import dose_of
@@ -64,12 +67,14 @@ class Trained:
         new: False when the same vector was there already (the same data, settings and seed).
         report: of the run (toward the behavior, for a contrastive vector); None when nothing had to be run.
         preflight: the diagnosis; None when it was left out.
+        live: how it was served meanwhile; None when it was not.
     """
 
     manifest: Manifest
     new: bool
     report: TrainingReport | None
     preflight: Preflight | None
+    live: LiveReport | None = None
 
 
 def train_behavior(
@@ -80,6 +85,7 @@ def train_behavior(
     tensorboard: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    live: LiveOptions | None = None,
 ) -> Trained:
     """Train a behavior on the repository's base and store what changed as a vector.
 
@@ -93,6 +99,7 @@ def train_behavior(
         tensorboard: folder for TensorBoard's event files.
         on_stage: told what is being done.
         on_step: told of each training step.
+        live: publish snapshots of the run to a server while it goes on (of the arm toward the behavior alone).
 
     Raises:
         DataError: for data that cannot be used, naming file and line.
@@ -100,6 +107,7 @@ def train_behavior(
         DivergedError: when the run collapses before there is a good state; nothing is stored.
         InterruptedRunError: when somebody stopped it; an equal job goes on.
         PersonaError: when data, base or libraries are no longer those of `resume`; when another command works on it.
+        ServerError: when the server for `live` cannot be reached at the beginning; later that is only noted.
     """
     check_behavior_name(job.behavior)
     told = on_stage or (lambda stage: None)
@@ -123,7 +131,15 @@ def train_behavior(
                     known = complete_lineage(repository, Manifest.read(repository.manifest_path(known.id)), job.lineage)
             return Trained(known, False, None, None)
         check_fresh(repository, job.behavior, data.behavior, allow=job.allow_repeats)
-        return _train(repository, job, data, folder, tensorboard, told, on_step)
+        publisher = None
+        if live is not None and processes.rank() == 0:
+            publisher = make_publisher(repository, job.behavior, folder, live, *check_live(repository, live))
+            on_step = publisher.beside(on_step)
+        try:
+            return _train(repository, job, data, folder, tensorboard, told, on_step, publisher)
+        finally:
+            if publisher is not None:  # an interrupted run takes its server back too
+                publisher.finish()
 
 
 def _train(
@@ -134,6 +150,7 @@ def _train(
     tensorboard: Path | None,
     told: Callable[[str], None],
     on_step: Callable[[StepReport], None] | None,
+    publisher: Publisher | None,
 ) -> Trained:
     """Diagnose, train, measure and store; the run's lock is held."""
     prevention = make_prevention(repository, job)
@@ -157,7 +174,7 @@ def _train(
     going_on = _begin(folder, job)
     bench = Bench(composer, tokenizer, job.settings, data.general, checkups, log, on_step, going_on, prevention)
     try:
-        arms = _train_arms(repository, bench, job, data, folder.path, told)
+        arms = _train_arms(repository, bench, job, data, folder.path, told, publisher)
     except DivergedError:
         if main:
             folder.discard()
@@ -172,6 +189,7 @@ def _train(
     finally:
         if log is not None:
             log.close()
+    served = publisher.finish() if publisher is not None else None
     told("measuring the result")
     result = arms["toward"]
     after = {name: _measure_arm(arm, tokenizer, probes, data, checkups) for name, arm in arms.items()}
@@ -191,7 +209,7 @@ def _train(
     )
     folder.finish(manifest.id)
     processes.wait_for_all()
-    return Trained(manifest, new, result.report, diagnosis)
+    return Trained(manifest, new, result.report, diagnosis, served)
 
 
 def _probes(repository: Repository, job: TrainingJob) -> list[Probe]:
@@ -255,6 +273,7 @@ def _train_arms(
     data: TrainingData,
     folder: Path,
     told: Callable[[str], None],
+    publisher: Publisher | None,
 ) -> dict[str, Arm]:
     """Train what the job asks for: `toward` always; `away`, or a `placebo` for comparison."""
     make, placebo = None, None
@@ -262,7 +281,11 @@ def _train_arms(
         vector = open_task_vector(repository, job.avoid.vector, job.avoid.label)
         make = partial(make_avoidance, vector, bench.composer, job.avoid)
         placebo = partial(make, placebo_seed=job.settings.seed)
-    arms = {"toward": bench.train(data.behavior, folder / "toward", make)}
+    snapshots = publisher.snapshots if publisher is not None else None
+    arms = {"toward": bench.train(data.behavior, folder / "toward", make, snapshots)}
+    if publisher is not None:
+        told("taking the server back")
+        publisher.finish(arms["toward"].report.sign)
     if job.contrastive:
         told("training away from the behavior")
         arms["away"] = bench.train(swapped(data.behavior), folder / "away", make)

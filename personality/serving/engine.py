@@ -47,8 +47,6 @@ class Engine:
         self._folder = tempfile.TemporaryDirectory(prefix="persona-engine-")
         self._log = Path(self._folder.name) / "log"
         read, write = os.pipe()
-        # PYTHONPATH would let packages of this program's environment win over vLLM's own.
-        inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         own = {"VLLM_PLUGINS": ",".join(plugins), "PERSONA_ANSWERS": str(write)}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -57,7 +55,7 @@ class Engine:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**inherited, **_QUIET, **own, **(variables or {})},
+                env={**without_paths(), **_QUIET, **own, **(variables or {})},
                 pass_fds=(write,),
                 cwd=self._folder.name,
             )
@@ -111,32 +109,60 @@ class Engine:
         answer: dict[str, Any] = self.ask({"load": str(folder.absolute()), **settings})
         return answer
 
-    def log_probabilities(self, rows: Tensor, top: int | None = None) -> tuple[Tensor, Tensor]:
+    def log_probabilities(
+        self, rows: Tensor, top: int | None = None, *, lora: Path | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the model expects after each token but the last.
 
         Args:
             rows: token ids (rows, positions), int64.
             top: how many of the most likely tokens to tell; None for the whole vocabulary.
+            lora: folder of an adapter to answer with; the model must be loaded with `enable_lora=True`. Each beginning
+                of a row is a prompt of its own then.
 
         Returns:
             Token ids int64 and log-probabilities float32 (nats), both (rows, positions − 1, K), the most likely in no
-            certain order; the token that follows is always among them. Places left over hold −1 and −inf.
+            certain order; without an adapter the token that follows is always among them. Places left over hold −1 and
+            −inf.
         """
         into = Path(self._folder.name) / "log-probabilities.safetensors"
-        self.ask({"log_probabilities": rows.tolist(), "top": top, "into": str(into)})
+        self.ask({"log_probabilities": rows.tolist(), "top": top, "into": str(into), "lora": _text(lora)})
         found = load_file(into)
         into.unlink()
         return found["tokens"], found["values"]
 
-    def all_log_probabilities(self, rows: Tensor) -> Tensor:
+    def all_log_probabilities(self, rows: Tensor, *, lora: Path | None = None) -> Tensor:
         """Log-probabilities (rows, positions − 1, vocabulary), float32: for small vocabularies."""
-        tokens, values = self.log_probabilities(rows)
+        tokens, values = self.log_probabilities(rows, lora=lora)
         size = int(tokens.max()) + 1
         dense = torch.full((*tokens.shape[:2], size), float("nan"))
         return dense.scatter_(-1, tokens.clamp_min(0), values)
 
+    def answers(
+        self, rows: Sequence[Sequence[int]], max_tokens: int, *, lora: Path | None = None
+    ) -> list[dict[str, list[Any]]]:
+        """Greedy replies, and what the model expected on the way.
+
+        Args:
+            rows: prompts of token ids, of any length.
+            max_tokens: of each reply; end-of-text does not end it.
+            lora: as in `log_probabilities`.
+
+        Returns:
+            For each prompt `reply`, token ids; `log_probabilities` (nats) of every token of prompt and reply but the
+            first; and `greedy`, the most likely token in the place of each of these.
+        """
+        question = {"answers": [list(row) for row in rows], "max_tokens": max_tokens, "lora": _text(lora)}
+        found: list[dict[str, list[Any]]] = self.ask(question)
+        return found
+
     def generate(
-        self, rows: Sequence[Sequence[int]], max_tokens: int, extra_args: Sequence[dict[str, Any] | None] | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        max_tokens: int,
+        extra_args: Sequence[dict[str, Any] | None] | None = None,
+        *,
+        lora: Path | None = None,
     ) -> list[list[int]]:
         """Greedy continuations of prompts of token ids.
 
@@ -144,8 +170,13 @@ class Engine:
             rows: the prompts.
             max_tokens: of each reply.
             extra_args: of each request's sampling parameters, for plugins.
+            lora: as in `log_probabilities`.
         """
-        question: dict[str, Any] = {"generate": [list(row) for row in rows], "max_tokens": max_tokens}
+        question: dict[str, Any] = {
+            "generate": [list(row) for row in rows],
+            "max_tokens": max_tokens,
+            "lora": _text(lora),
+        }
         found: list[list[int]] = self.ask({**question, "extra_args": list(extra_args) if extra_args else None})
         return found
 
@@ -179,6 +210,13 @@ class Engine:
     def last_words(self) -> str:
         """The end of what the process has printed."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(line for line in lines if line.strip()).rstrip()[-3000:] if len(lines) < _LOG_LINES else (
-            "\n".join(lines[-_LOG_LINES:])
-        )
+        return "\n".join([line for line in lines if line.strip()][-_LOG_LINES:])
+
+
+def without_paths() -> dict[str, str]:
+    """The environment without what would let packages of this program's environment win over vLLM's own."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())

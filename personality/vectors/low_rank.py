@@ -58,10 +58,18 @@ class LowRankVector:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of scaling · B A, shape (stop − start, columns), float32."""
+        left, right = self.factors(name)
+        return _product(left[start:stop], right).mul_(self._scaling[name])
+
+    def scaling(self, name: str) -> float:
+        """What the product of the two factors is multiplied with."""
+        return self._scaling[name]
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left (rows, rank) and right (rank, columns), float32, of one tensor, without the scaling."""
         a = read_tensor(self._file, name + SUFFIX_A).float()
         b = read_tensor(self._file, name + SUFFIX_B).float()
-        left, right = (a.T, b.T) if name in self._transposed else (b, a)
-        return _product(left[start:stop], right).mul_(self._scaling[name])
+        return (a.T, b.T) if name in self._transposed else (b, a)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -63,10 +63,12 @@ _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {}),
     "gpt_oss": ("gpt_oss", {**_WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen2": ("qwen2", {}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "qwen3": ("qwen3", _WIDE),
     "qwen3-tied": ("qwen3", {**_WIDE, "tie_word_embeddings": True}),
     "qwen3_5": ("qwen3_5_text", _DELTA),
-    "mistral": ("mistral", _WIDE),
+    "mistral": ("mistral", {**_WIDE, "sliding_window": None}),
+    "mistral-window": ("mistral", {**_WIDE, "sliding_window": 16}),
     "gemma": ("gemma", _WIDE),
     "gemma2": ("gemma2", _WIDE),
     "gemma3": ("gemma3_text", _WIDE),
@@ -95,11 +97,30 @@ _OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(case: str) -> Any:
-    """A configuration with three layers of width 32."""
+_HEAD = 32
+_SIZES = {"hidden_size": 128, "n_embd": 128, "vocab_size": 128}
+_HEADS = {
+    **dict.fromkeys(("head_dim", "v_head_dim"), _HEAD),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "rotary_dim"), _HEAD // 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 64),
+}
+_UNGROUPED = ("gpt_neox", "phi", "starcoder2")
+"""Whose number of key heads must be that of the others: where it is set, vLLM takes it at its word."""
+
+
+def config_of(case: str, *, servable: bool = False) -> Any:
+    """A configuration with three layers of width 32.
+
+    Args:
+        case: its name here.
+        servable: width 128 and heads of 32, which vLLM's kernels for processors want.
+    """
     from transformers import CONFIG_MAPPING
 
-    if case in _OTHER:
-        return CONFIG_MAPPING[case](**_OTHER[case])
-    kind, more = _CASES[case]
-    return CONFIG_MAPPING[kind](**{**_COMMON, **more})
+    kind, more = _CASES.get(case) or (case, _OTHER[case])
+    settings = {**more} if case in _OTHER else {**_COMMON, **more}
+    if servable:
+        settings |= {name: size for name, size in (_SIZES | _HEADS).items() if name in settings}
+        if case in _UNGROUPED:
+            settings["num_key_value_heads"] = settings["num_attention_heads"]
+    return CONFIG_MAPPING[kind](**settings)

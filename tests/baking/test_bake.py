@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from personality.baking.architecture import Architecture
 from personality.baking.bake import additions, bake
-from personality.baking.routes import route_for
+from personality.baking.routes import fitting, plan_for
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import TensorSpec
 from personality.model import load_model
@@ -91,7 +91,7 @@ def test_a_bloom_that_skips_its_output_bias_is_refused() -> None:
     name = "transformer.h.0.mlp.dense_4h_to_h.bias"
     specs = {name: TensorSpec(name, "BF16", (4,))}
     for config in ({}, {"pretraining_tp": 4}, {"slow_but_exact": True}):
-        assert route_for(Architecture({"model_type": "bloom", **config}, specs)).name == "existing-bias"
+        assert fitting(Architecture({"model_type": "bloom", **config}, specs)) == ["existing-bias"]
     exact = Architecture({"model_type": "bloom", "pretraining_tp": 4, "slow_but_exact": True}, specs)
     with pytest.raises(IncompatibleError, match="`pretraining_tp: 4` it leaves the output projection's bias out"):
-        route_for(exact)
+        plan_for(exact, {0: torch.ones(4)})

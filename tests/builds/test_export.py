@@ -164,7 +164,7 @@ def test_an_export_that_does_not_reload_is_not_kept(
         path.write_bytes(data)
         return real(folder)
 
-    monkeypatch.setattr("personality.builds.export.load_model", damaged)
+    monkeypatch.setattr("personality.builds.reloaded.load_model", damaged)
     with pytest.raises(CorruptError, match="reloaded, is not the version: log-probabilities differ by up to") as caught:
         export(llama, History(llama).head(), "hf", tmp_path / "out")
     assert "nothing was kept" in caught.value.hint

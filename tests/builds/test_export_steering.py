@@ -259,7 +259,7 @@ def test_an_export_whose_vectors_are_lost_is_not_kept(
         save_file(tensors, path, metadata={"format": "pt"})
         return real(folder)
 
-    monkeypatch.setattr("personality.builds.export.load_model", forgetful)
+    monkeypatch.setattr("personality.builds.reloaded.load_model", forgetful)
     with pytest.raises(
         CorruptError, match="does not do what the hooks do: log-probabilities differ by up to"
     ) as caught:

@@ -169,6 +169,7 @@ class CollapseGuard:
         self._window = max(3, round(limits.window * steps))
         self._seen: dict[str, list[float]] = {"loss": [], "nll": [], "chosen_gain": [], "reward_margin": []}
         self._weak: dict[str, Sign] = {}
+        self._warnings: list[Sign] = []
 
     def observe(self, report: StepFigures) -> Sign | None:
         """Judge a step.
@@ -179,6 +180,7 @@ class CollapseGuard:
         Returns:
             The sign that fired, or None.
         """
+        self._warnings = []
         if not math.isfinite(report.loss):
             return self.not_finite(report.step)
         for name, values in self._seen.items():
@@ -212,6 +214,14 @@ class CollapseGuard:
         if more > limits.stutter:
             self._note("worse", Sign("stutter", step, more, limits.stutter, text))
         return self._fire(self._together())
+
+    @property
+    def warning(self) -> Sign | None:
+        """A weak sign that shows at the last step observed, its checkup included; None when nothing is wrong with it.
+
+        A weak sign alone stops nothing, and may pass; a state that shows one is no state to answer people with.
+        """
+        return self._warnings[0] if self._warnings else None
 
     def not_finite(self, step: int) -> Sign:
         """Fire because loss, weights or predictions are no longer numbers.
@@ -251,6 +261,7 @@ class CollapseGuard:
 
     def _note(self, kind: str, sign: Sign) -> None:
         """Keep the first weak sign of each kind: two that come one after the other count as well."""
+        self._warnings.append(sign)
         if kind not in self._weak:
             self._weak[kind] = sign
             self.log.append({"weak": asdict(sign)})

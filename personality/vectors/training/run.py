@@ -27,7 +27,7 @@ from personality.vectors.training.step_report import StepReport
 from personality.vectors.training.tokens import Tokenizer, encode_examples, pad_id
 from personality.vectors.training.trainable import trainable
 from personality.vectors.training.trainer import BehaviorTrainer
-from personality.vectors.training.watch import DivergedError, Watch
+from personality.vectors.training.watch import DivergedError, Snapshots, Watch
 
 
 class InterruptedRunError(PersonaError):
@@ -101,12 +101,14 @@ class Callbacks:
         avoid: given the model once its trained parameters are known, makes what keeps updates out of a direction.
         on_step: called after each step; what it raises ends the run.
         log: gets every step and event.
+        snapshots: takes states elsewhere.
     """
 
     checkup: Callable[[nn.Module, int], Checkup] | None = None
     avoid: Callable[[nn.Module], Avoidance] | None = None
     on_step: Callable[[StepReport], None] | None = None
     log: RunLog | None = None
+    snapshots: Snapshots | None = None
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,7 @@ def _watch(callbacks: Callbacks, phase: Objective, guard: CollapseGuard | None, 
         avoidance=avoidance,
         on_step=on_step,
         on_checkup=(lambda checkup: log.event("checkup", phase=phase, **asdict(checkup))) if log is not None else None,
+        snapshots=callbacks.snapshots,
     )
 
 

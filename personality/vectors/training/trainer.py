@@ -366,6 +366,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         trainer, watch = self.trainer, self.trainer.watch
         step, steps = state.global_step, state.max_steps
         due = step % check_interval(trainer.settings, steps) == 0 or step == steps
+        due = due or (watch.snapshots is not None and watch.snapshots.due(step, steps))
         checkup = trainer.checkup(step) if due else None
         figures = trainer.figures
         report = StepReport(
@@ -408,6 +409,13 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
         if args.should_save:
             mark_written(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.progress())
+            self._snapshot(state.global_step, state.max_steps)
+
+    def _snapshot(self, step: int, steps: int) -> None:
+        trainer, snapshots, guard = self.trainer, self.trainer.watch.snapshots, self.trainer.watch.guard
+        if snapshots is None or trainer.asked_to_stop or not (snapshots.every is None or snapshots.due(step, steps)):
+            return
+        snapshots.take(trainer.model, trainer.reports[-1], guard.warning if guard is not None else None)
 
 
 def check_interval(settings: TrainSettings, steps: int) -> int:

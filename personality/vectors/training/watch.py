@@ -9,7 +9,7 @@ from torch import nn
 
 from personality.manifests.errors import PersonaError
 from personality.vectors.training.avoidance import Avoidance
-from personality.vectors.training.guard import Checkup, CollapseGuard
+from personality.vectors.training.guard import Checkup, CollapseGuard, Sign
 from personality.vectors.training.step_report import StepReport
 
 
@@ -24,6 +24,25 @@ class DivergedError(PersonaError):
 
 
 @dataclass(frozen=True)
+class Snapshots:
+    """Who takes states of a run elsewhere while it goes on.
+
+    Attributes:
+        take: called in the first process with the model, the report of the step behind it, and the guard's warning
+            where it has one; after that state was checked and its checkpoint is on the disk.
+        every: steps between two of them, each with a checkup and a checkpoint of its own, and the last step besides;
+            None for every checkpoint that is written anyway.
+    """
+
+    take: Callable[[nn.Module, StepReport, Sign | None], None]
+    every: int | None = None
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the state after a step of a phase of so many is wanted."""
+        return self.every is not None and (step % self.every == 0 or step == steps)
+
+
+@dataclass(frozen=True)
 class Watch:
     """What looks after a phase while it runs; each part may be missing.
 
@@ -33,6 +52,7 @@ class Watch:
         avoidance: keeps updates out of a direction.
         on_step: gets the report of each step.
         on_checkup: gets each checkup.
+        snapshots: takes states elsewhere.
     """
 
     guard: CollapseGuard | None = None
@@ -40,3 +60,4 @@ class Watch:
     avoidance: Avoidance | None = None
     on_step: Callable[[StepReport], None] | None = None
     on_checkup: Callable[[Checkup], None] | None = None
+    snapshots: Snapshots | None = None
