@@ -1,7 +1,7 @@
 """Reading weights while they are trained: lock-free on shared memory, beside whole versions; and a switched vLLM.
 
-`python -m benchmarks.live [--rounds 3] [--vllm ENV]` prints the tables of docs/live.md. A run on the playground trains in
-this process, with Apollo, on the weights in shared memory; a process beside it answers from them all the while.
+`python -m benchmarks.live [--rounds 3] [--vllm ENV]` prints the tables of docs/live.md. A run on the playground trains
+in this process, with Apollo, on the weights in shared memory; a process beside it answers from them all the while.
 """
 
 from __future__ import annotations
@@ -146,7 +146,15 @@ def run(way: Way, *, lr: float, every: int = 1, seed: int = 0, kl: bool = True) 
     folder = base_folder()
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     settings = make_settings(
-        method="orpo", lr=lr, rank=8, batch_size=6, max_length=256, seed=seed, guard=False, schedule="constant", warmup=0
+        method="orpo",
+        lr=lr,
+        rank=8,
+        batch_size=6,
+        max_length=256,
+        seed=seed,
+        guard=False,
+        schedule="constant",
+        warmup=0,
     )
     parameters = dict(model.named_parameters())
     shared = SharedWeights.create(parameters, chosen_parameters(model, settings))
@@ -171,30 +179,39 @@ def run(way: Way, *, lr: float, every: int = 1, seed: int = 0, kl: bool = True) 
         if reader is not None:
             reader.answer()
             reader.close()
-            _compare(found, load_file(into), writer.states, heads, every if way != "in place" else 1, kl=kl)
+            _compare(found, load_file(into), writer.states, heads, kl=kl)
     shared.close()
     return found
 
 
-@torch.inference_mode()
+class _States:
+    """What consistent states answer: one model that takes the weights of any step.
+
+    Args:
+        states: weights by step.
+    """
+
+    def __init__(self, states: dict[int, dict[str, Tensor]]) -> None:
+        self._states = states
+        self._model = load_model(base_folder())
+        self._own = dict(self._model.named_parameters())
+
+    @torch.inference_mode()
+    def tables(self, steps: set[int], ids: list[int], start: int) -> dict[int, Tensor]:
+        """Log-probabilities (positions from `start`, vocabulary), float64, by step."""
+        found = {}
+        for step in steps:
+            for name, tensor in self._states[step].items():
+                self._own[name].copy_(tensor)
+            found[step] = self._model(input_ids=torch.tensor([ids])).logits[0, start:].float().log_softmax(-1).double()
+        return found
+
+
 def _compare(
-    found: Measured,
-    told: dict[str, Tensor],
-    states: dict[int, dict[str, Tensor]],
-    heads: list[list[int]],
-    every: int,
-    *,
-    kl: bool,
+    found: Measured, told: dict[str, Tensor], states: dict[int, dict[str, Tensor]], heads: list[list[int]], *, kl: bool
 ) -> None:
     """KL of every token's distribution to that of consistent states, given the same tokens before it."""
-    model = load_model(base_folder())
-    own = dict(model.named_parameters())
-
-    def at(step: int, ids: list[int]) -> Tensor:
-        for name, tensor in states[step].items():
-            own[name].copy_(tensor)
-        return model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1).double()
-
+    consistent = _States(states)
     found.replies = len(told["seconds"])
     found.tokens = len(told["ids"])
     found.seconds, found.copying = told["seconds"].tolist(), told["copying"].tolist()
@@ -202,31 +219,23 @@ def _compare(
     found.torn = (told["first"] != told["last"]).tolist()
     for reply in range(found.replies):
         here = torch.nonzero(told["reply"] == reply)[:, 0]
-        first, last = told["first"][here], told["last"][here]
-        found.mixed.append(bool(first.min() != last.max()))
+        first, last = told["first"][here].tolist(), told["last"][here].tolist()
+        found.mixed.append(min(first) != max(last))
         if not kl:
             continue
         prompt = heads[int(told["prompt"][here[0]])]
         ids, answered = told["ids"][here].tolist(), told["log_probabilities"][here].double()
-        start, whole = len(prompt) - 1, [*prompt, *ids[:-1]]
-        tables: dict[int, Tensor] = {}
-
-        def table(step: int) -> Tensor:
-            if step not in tables:
-                tables[step] = at(step, whole)[start:]
-            return tables[step]
-
-        for place in range(len(ids)):
-            low, high = int(first[place]), int(last[place])
-            older = _kl(table(low)[place], answered[place])
+        tables = consistent.tables({*first, *last}, [*prompt, *ids[:-1]], len(prompt) - 1)
+        for place, (low, high) in enumerate(zip(first, last, strict=True)):
+            older, newer = tables[low][place], tables[high][place]
+            distance = _kl(older, answered[place])
             if low == high:
-                found.whole_kl.append(older)
-            else:
-                newer = _kl(table(high)[place], answered[place])
-                found.torn_kl.append(older)
-                found.torn_nearest.append(min(older, newer))
-                found.drift.append(_kl(table(low)[place], table(high)[place]))
-                found.flips.append(int(table(low)[place].argmax()) != ids[place] != int(table(high)[place].argmax()))
+                found.whole_kl.append(distance)
+                continue
+            found.torn_kl.append(distance)
+            found.torn_nearest.append(min(distance, _kl(newer, answered[place])))
+            found.drift.append(_kl(older, newer))
+            found.flips.append(int(older.argmax()) != ids[place] != int(newer.argmax()))
 
 
 def _kl(wanted: Tensor, answered: Tensor) -> float:

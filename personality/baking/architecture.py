@@ -25,9 +25,7 @@ class Architecture:
         folder: where configuration and tokenizer lie; None when there is none to read.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec], folder: Path | None = None
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec], folder: Path | None = None) -> None:
         self.config = dict(config)
         self.specs = specs
         self.folder = folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class ExistingBias:
     """The vector is added to a bias that is there: no key, shape or setting changes."""
 
     name = "existing-bias"
-    model_types = OUTPUT_BIAS.keys()
+    model_types: Collection[str] = OUTPUT_BIAS.keys()
     why = "its MLP's output projection has a bias already"
 
     def hindrance(self, architecture: Architecture) -> str:

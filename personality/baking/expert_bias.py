@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ class ExpertBias:
     """
 
     name = "expert-bias"
-    model_types = ("gpt_oss",)
+    model_types: Collection[str] = ("gpt_oss",)
     why = "every expert has an output bias, and the weights of those that answer sum to 1"
 
     def hindrance(self, architecture: Architecture) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ MODEL_TYPES = (
     "arcee",
     "cwm",
     "doge",
+    "ernie4_5",
     "granite",
     "granite_swa",
     "helium",
@@ -28,26 +29,30 @@ MODEL_TYPES = (
     "seed_oss",
     "smollm3",
 )
-"""Those of transformers with a plain MLP in every layer and `mlp_bias`."""
+"""Those of transformers with a plain MLP in every layer and a setting that gives it biases."""
+EVERYWHERE = {"ernie4_5": "use_bias"}
+"""Where the setting is not `mlp_bias`, but one that gives the attention's projections biases as well."""
 OUTPUT = "mlp.down_proj.weight"
 _PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_ATTENTION = tuple(f"self_attn.{name}_proj.weight" for name in "qkvo")
 
 
 class MlpBias:
     """The vector becomes the bias of the output projection, divided by what the layer multiplies its MLP's output by.
 
-    With `mlp_bias: true` every projection of every layer has a bias, and a tensor that is missing is left uninitialized
+    With the setting every projection of every layer has a bias, and a tensor that is missing is left uninitialized
     by engines (NaN), so all others are written as zeros.
     """
 
     name = "mlp-bias"
-    model_types = MODEL_TYPES
+    model_types: Collection[str] = MODEL_TYPES
     why = "a setting gives the MLPs of its class biases"
 
     def hindrance(self, architecture: Architecture) -> str:
         """See `Route.hindrance`."""
-        if architecture.text.get("mlp_bias", False):
-            return "its configuration says `mlp_bias: true` already"
+        setting = _setting(architecture)
+        if architecture.text.get(setting, False):
+            return f"its configuration says `{setting}: true` already"
         return "" if architecture.named(OUTPUT) else f"it has no `…{OUTPUT}`"
 
     def plan(self, architecture: Architecture, additions: Mapping[int, Tensor]) -> BakePlan:
@@ -55,13 +60,16 @@ class MlpBias:
         factor = architecture.output_factor
         wanted = {layer: (vector.double() / factor) for layer, vector in additions.items()}
         changes = mlp_biases(architecture, wanted)
+        if architecture.model_type in EVERYWHERE:
+            weights = [name for suffix in _ATTENTION for name in architecture.named(suffix)]
+            changes |= dict(bias_beside(architecture, weight) for weight in weights)
         exact = all(
             bool((vector.to(_dtype(architecture, layer)).double() * factor == additions[layer].double()).all())
             for layer, vector in wanted.items()
         )
         return BakePlan(
             route=self.name,
-            config=architecture.with_settings(mlp_bias=True),
+            config=architecture.with_settings(**{_setting(architecture): True}),
             changes=changes,
             cost=cost_of(architecture, changes),
             tolerance=0.0 if exact else ROUNDED,
@@ -70,12 +78,12 @@ class MlpBias:
 
 
 class VllmMlpBias:
-    """The same for Mistral, whose class in vLLM reads `mlp_bias`, as it is built on Llama's; that of transformers has no
-    such setting, and leaves the biases out without a word.
+    """The same for Mistral, whose class in vLLM reads `mlp_bias`, as it is built on Llama's; that of transformers has
+    no such setting, and leaves the biases out without a word.
     """
 
     name = "mlp-bias-for-vllm"
-    model_types = ("mistral",)
+    model_types: Collection[str] = ("mistral",)
     why = "vLLM's class for it is built on that of Llama, which has biases in its MLP; transformers' class has none"
 
     def hindrance(self, architecture: Architecture) -> str:
@@ -129,6 +137,10 @@ def others(model_type: str) -> str:
         f"an engine whose own `{model_type}` class has no MLP biases drops them without a word: before you serve this "
         "with another program than transformers or vLLM, compare its answers with those of `persona ask`"
     )
+
+
+def _setting(architecture: Architecture) -> str:
+    return EVERYWHERE.get(architecture.model_type, "mlp_bias")
 
 
 def _dtype(architecture: Architecture, layer: int) -> torch.dtype:

@@ -7,7 +7,7 @@ written as zeros. What Llama lacks is attention in a sliding window. The tensors
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +45,7 @@ class Relabeling:
     """The configuration names Llama's class; then as `mlp-bias`. Whoever reads the folder sees a Llama."""
 
     name = "relabeling"
-    model_types = CLASSES.keys()
+    model_types: Collection[str] = CLASSES.keys()
     why = "it computes what `llama` computes, and the MLPs of `llama` can have biases"
 
     def hindrance(self, architecture: Architecture) -> str:
@@ -86,8 +86,8 @@ class Relabeling:
             changes=changes,
             cost=f"{cost_of(architecture, changes)}; its class is `{TYPE}`, no longer `{kind}`",
             notes=(
-                f"its config.json says `{TYPE}`: what knows `{kind}` by name (chat templates of a server, tool parsers, "
-                "quantizers) must be told",
+                f"its config.json says `{TYPE}`: what knows `{kind}` by name (parsers of a server, quantizers, "
+                "fine-tuning scripts) takes it for another model",
                 others(TYPE),
             ),
         )

@@ -14,7 +14,7 @@ identity. (With ordinary gates, act(z) z + act(−z)(−z) = z² takes two neuro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class SwigluWidening:
     """
 
     name = "swiglu-widening"
-    model_types = NORM_OFFSET.keys()
+    model_types: Collection[str] = NORM_OFFSET.keys()
     why = "its gated MLP behind an RMSNorm can be widened by neurons whose sum is the vector, and its class stays"
 
     def hindrance(self, architecture: Architecture) -> str:

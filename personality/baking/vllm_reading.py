@@ -1,4 +1,4 @@
-"""What vLLM does with a baked checkpoint, by route and architecture: as tried with vLLM 0.32, not as its code reads.
+"""What vLLM does with a baked checkpoint, by route and architecture: as tried with vLLM 0.32.
 
 vLLM has classes of its own for some architectures. For others it runs the class of transformers with its own layers
 ("Transformers backend"), by itself or with `--model-impl transformers`; that reads whatever transformers reads.
@@ -48,11 +48,13 @@ def _table(how: How, route: str, model_types: Iterable[str]) -> dict[tuple[str, 
 READINGS: dict[tuple[str, str], How] = {
     **_table("own class", "mlp-bias", ("granite", "granite_swa", "llama", "nemotron")),
     **_table("backend", "mlp-bias", ("arcee", "cwm", "helium", "jais2", "seed_oss", "smollm3")),
+    **_table("asked", "mlp-bias", ("ernie4_5",)),
     **_table("dropped", "mlp-bias", ("minicpm3",)),
     **_table("inexact", "mlp-bias", ("doge",)),
     **_table("own class", "mlp-bias-for-vllm", ("mistral",)),
     **_table("own class", "existing-bias", ("gpt2", "gptj", "granite", "llama")),
     **_table("backend", "existing-bias", ("gpt_bigcode", "gpt_neox", "jais2", "phi", "starcoder2")),
+    **_table("asked", "existing-bias", ("ernie4_5",)),
     **_table("inexact", "existing-bias", ("bloom",)),
     **_table("own class", "expert-bias", ("gpt_oss",)),
     **_table("own class", "relabeling", ("mistral", "qwen2")),

@@ -126,7 +126,6 @@ def write_build(
             temporary,
             config=plan.config if plan else None,
             shard_bytes=shard_bytes,
-            indexed=bool(steering_file),
             on_progress=on_progress,
         )
         record = BuildRecord(

@@ -156,23 +156,23 @@ def export_lora(
     wanted = rank or _usual_rank(composer, bounds)
     used = min(wanted, max(bounds.values()))
     max_rank = next(item for item in RANKS if item >= used)
-    serve = f"vllm serve {repository.config().base.source} --enable-lora --max-lora-rank {max_rank} --lora-modules "
+    base = version.personality.base
+    where = base.source if base.revision else composer.folder
+    serve = f"vllm serve {where} --enable-lora --max-lora-rank {max_rank} --lora-modules {label}={path}"
     with new_folder(path) as folder:
         told("composing")
         losses = _write_weights(composer, folder, names, used, on_progress)
-        _write_config(folder, names, used, repository.config().base.source)
+        _write_config(folder, names, used, base.source)
         told("reading back and comparing")
         found = compare_adapter(composer, folder, losses, max_rank=max_rank, verify=verify)
-        result = LoraExport(
-            path, used, max_rank, tuple(losses), found, left_out, _notes(composer, verify), f"{serve}{label}={path}"
-        )
+        result = LoraExport(path, used, max_rank, tuple(losses), found, left_out, _notes(composer, verify), serve)
         card = model_card(repository, version, None) + _card_section(result)
         write_bytes(folder / CARD, card.encode())
         record = ExportRecord(
             target=TARGET,
             version=version.id,
             personality=version.personality.id,
-            base=version.personality.base.fingerprint,
+            base=base.fingerprint,
             facts={"rank": used, "max_lora_rank": max_rank, "residual": result.relative},
             files=digests_of(folder),
         )

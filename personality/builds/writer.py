@@ -14,6 +14,7 @@ from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
 from personality.manifests.errors import PersonaError
 from personality.manifests.tensor_file import TensorSpec, TensorWriter, aligned_order, digest_file
+from personality.serving.steering_table import STEERING_FILE
 from personality.vectors.checkpoint import INDEX, SINGLE
 
 CONFIG = "config.json"
@@ -21,6 +22,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 BUILD_RECORD = "persona-build.json"
 CERTIFICATE = "persona-certificate.json"
 """What a written checkpoint and an export say of themselves; never taken over from a base that was one itself."""
+_OWN = ("README.md", INDEX, BUILD_RECORD, CERTIFICATE, STEERING_FILE)
 # Weights are composed, the base's card is not ours, and code is never carried along.
 _NOT_COMPANIONS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf", ".py"}
 
@@ -53,7 +55,6 @@ def write_checkpoint(
     *,
     config: dict[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
-    indexed: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, str]:
     """Make every tensor and write the model folder; memory holds one tensor at a time.
@@ -63,8 +64,6 @@ def write_checkpoint(
         folder: an empty folder.
         config: content of config.json; None for the base's own, byte for byte.
         shard_bytes: greatest size of a weights file.
-        indexed: write the index beside a single weights file too: without one, vLLM takes every safetensors file in
-            the folder for weights.
         on_progress: called after each tensor.
 
     Returns:
@@ -97,7 +96,7 @@ def write_checkpoint(
                 if on_progress:
                     on_progress(Progress(done, total, spec.name))
             digests[name] = writer.finish()
-    if indexed or len(shards) > 1:
+    if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_bytes(folder / INDEX, pretty_json(index))
         digests[INDEX] = digest_file(folder / INDEX)
@@ -115,7 +114,7 @@ def _copy_companions(source: Path, target: Path) -> dict[str, str]:
     digests = {}
     for path in paths:
         name = path.relative_to(source).as_posix()
-        if path.suffix in _NOT_COMPANIONS or name in ("README.md", INDEX, BUILD_RECORD, CERTIFICATE):
+        if path.suffix in _NOT_COMPANIONS or name in _OWN:
             continue
         write_bytes(target / name, path.read_bytes())
         digests[name] = digest_file(target / name)

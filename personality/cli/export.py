@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from personality.builds.certificate import Check
     from personality.making.exporting_vectors import VectorTarget
     from personality.manifests.repository import Repository
+    from personality.manifests.version import Version
+    from personality.serving.vllm_environment import VllmEnvironment
+
+_OF_VERSIONS = ("hf", "vllm", "lora", "mergekit")
+_OPTIONS = {
+    "--steering": ("hf", "vllm"),
+    "--without-steering": _OF_VERSIONS,
+    "--route": ("hf", "vllm"),
+    "--bake-unproven": ("hf", "vllm"),
+    "--verify": ("hf", "vllm", "lora"),
+    "--vllm": ("hf", "vllm", "lora"),
+    "--shard-gb": ("hf", "vllm", "mergekit"),
+    "--rank": ("lora",),
+}
+"""Which options mean something for which targets."""
 
 
 @examples(
@@ -30,8 +45,8 @@ def export(
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; for one vector, the file.")],
     to: Annotated[
-        Literal["hf", "vllm", "gguf-control-vector", "safetensors-directions", "persona-vectors"],
-        typer.Option(help="What will load it: a version (hf, vllm), or one steering vector."),
+        Literal["hf", "vllm", "lora", "mergekit", "gguf-control-vector", "safetensors-directions", "persona-vectors"],
+        typer.Option(help="What will load it: a version (hf, vllm, lora, mergekit), or one steering vector."),
     ] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in DIR.")] = False,
     steering: Annotated[
@@ -49,6 +64,9 @@ def export(
     vllm: Annotated[
         Path | None, typer.Option(metavar="ENV", help="Environment with vLLM, for `--verify`; else $PERSONA_VLLM.")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Greatest rank of an adapter (lora); what is needed unless told.")
+    ] = None,
     shard_gb: Annotated[
         float | None, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB; 5 unless told.")
     ] = None,
@@ -60,25 +78,25 @@ def export(
     One steering vector can also be written as directions in a file, for llama.cpp and repeng (gguf-control-vector), for
     persona_vectors, or whole (safetensors-directions).
     """
-    from personality.builds.export import as_json as export_json
-    from personality.builds.export import export as export_version
-    from personality.builds.export import serve_command
-    from personality.serving.vllm_environment import find_vllm
+    from personality.cli.export_targets import export_adapter, export_recipe
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
-    if to != "hf" and to != "vllm":  # noqa: PLR1714  # a type checker sees what is left
-        options = {
-            "--steering": steering is not None,
-            "--without-steering": without_steering,
-            "--route": bool(route),
-            "--bake-unproven": bake_unproven,
-            "--verify": verify,
-            "--vllm": vllm is not None,
-            "--shard-gb": shard_gb is not None,
-        }
-        _check_vector(repository, version, to, [name for name, given in options.items() if given])
-        _export_vector(out, repository, version, to, directory, force=force)
+    given = {
+        "--steering": steering is not None,
+        "--without-steering": without_steering,
+        "--route": bool(route),
+        "--bake-unproven": bake_unproven,
+        "--verify": verify,
+        "--vllm": vllm is not None,
+        "--shard-gb": shard_gb is not None,
+        "--rank": rank is not None,
+    }
+    _check_options(to, [name for name, here in given.items() if here])
+    if to not in _OF_VERSIONS:
+        target = cast("VectorTarget", to)
+        _check_vector(repository, version, target)
+        _export_vector(out, repository, version, target, directory, force=force)
         return
     if "@" in version:
         raise UsageError(
@@ -89,29 +107,70 @@ def export(
         raise UsageError(
             f"`--without-steering` and `--steering {steering}` exclude each other", "leave one of them out"
         )
-    if vllm is not None and not verify:
-        raise UsageError("`--vllm` names the vLLM that shall verify", "add `--verify`, or leave it out")
-    environment = find_vllm(vllm) if verify else None
+    shard_bytes = int((5.0 if shard_gb is None else shard_gb) * 1e9)
+    environment = _environment(vllm, verify=verify)
     history, found = find_version(out, repository, version)
-    started = time.monotonic()
-    with out.progress("export") as advance:
-        result = export_version(
+    label = history.label(found)
+    if to == "lora":
+        export_adapter(
+            out,
             repository,
             found,
-            to,
             directory,
+            label=label,
+            rank=rank,
+            force=force,
+            without_steering=without_steering,
+            vllm=environment,
+        )
+    elif to == "mergekit":
+        export_recipe(
+            out,
+            repository,
+            found,
+            directory,
+            label=label,
+            force=force,
+            without_steering=without_steering,
+            shard_bytes=shard_bytes,
+        )
+    else:
+        _export_model(
+            out,
+            repository,
+            found,
+            directory,
+            label=label,
+            target=to,
             force=force,
             steering="leave-out" if without_steering else steering or "bake",
             route=route or None,
             bake_unproven=bake_unproven,
             vllm=environment,
-            shard_bytes=int((5.0 if shard_gb is None else shard_gb) * 1e9),
+            shard_bytes=shard_bytes,
+        )
+
+
+def _export_model(
+    out: Output, repository: Repository, version: Version, path: Path, *, label: str, target: str, **options: Any
+) -> None:
+    """Write a version as a model folder."""
+    from personality.builds.export import as_json, export, serve_command
+
+    started = time.monotonic()
+    with out.progress("export") as advance:
+        result = export(
+            repository,
+            version,
+            target,
+            path,
+            **options,
             on_progress=lambda p: advance(p.done, p.total, megabytes_per_second(started, p.done)),
             on_stage=lambda stage: advance(0, 1, stage),
         )
 
     def human() -> None:
-        out.line(f"{history.label(found)} → {directory}", "bold")
+        out.line(f"{label} → {path}", "bold")
         for check in result.certificate.checks:
             out.line(f"  {_check_line(check)}")
         if result.steering and result.certificate.left_out:
@@ -121,10 +180,19 @@ def export(
             out.line(f"  {result.steering}{effect}")
         for note in result.notes:
             out.line(f"  {note}")
-        if to == "vllm":
-            out.note(f"next: persona serve {history.label(found)}, or {serve_command(result)}")
+        if target == "vllm":
+            out.note(f"next: persona serve {label}, or {serve_command(result)}")
 
-    out.result({"version": found.id, "target": to, **export_json(result)}, human)
+    out.result({"version": version.id, "target": target, **as_json(result)}, human)
+
+
+def _environment(vllm: Path | None, *, verify: bool) -> VllmEnvironment | None:
+    """Where the vLLM is that shall verify; None for none."""
+    from personality.serving.vllm_environment import find_vllm
+
+    if vllm is not None and not verify:
+        raise UsageError("`--vllm` names the vLLM that shall verify", "add `--verify`, or leave it out")
+    return find_vllm(vllm) if verify else None
 
 
 def _check_line(check: Check) -> str:
@@ -135,14 +203,22 @@ def _check_line(check: Check) -> str:
     )
 
 
-def _check_vector(repository: Repository, label: str, target: VectorTarget, options: list[str]) -> None:
-    """Refuse what makes sense for versions only."""
+def _check_options(target: str, given: list[str]) -> None:
+    """Refuse options that mean nothing for a target."""
+    foreign = [name for name in given if target not in _OPTIONS[name]]
+    if foreign and target not in _OF_VERSIONS:
+        raise UsageError(
+            f"`{foreign[0]}` is for versions, `--to {target}` writes one steering vector", "leave the option out"
+        )
+    if foreign:
+        targets = " and ".join(f"`--to {name}`" for name in _OPTIONS[foreign[0]])
+        raise UsageError(f"`{foreign[0]}` is for {targets}, and this is `--to {target}`", "leave the option out")
+
+
+def _check_vector(repository: Repository, label: str, target: VectorTarget) -> None:
+    """Refuse what is no steering vector."""
     from personality.manifests.names import VectorLabel
 
-    if options:
-        raise UsageError(
-            f"`{options[0]}` is for versions, `--to {target}` writes one steering vector", "leave the option out"
-        )
     if "@" in label:
         return
     try:

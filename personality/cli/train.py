@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from personality import processes
-from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.live_lines import show_live
+from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.run_lines import Speed, show_measures, show_run
 from personality.cli.training_options import (

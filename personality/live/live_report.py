@@ -20,7 +20,7 @@ class SnapshotEvent:
         text: why, where it was not published.
         time: ISO 8601 in UTC, when that was decided.
         version: id of the version that the server was told; empty where there is none.
-        composing: seconds from the snapshot to its finished folder.
+        composing: seconds to compose and write it, and to compute what it answers.
         switching: seconds that the server took to switch.
         verifying: seconds to ask it whether it is what it should be.
         steps_behind: steps that the run had taken since, when the server switched.

@@ -6,12 +6,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from personality.live.earlier import Earlier
 from personality.live.live_report import LiveReport, Outcome, SnapshotEvent
+from personality.live.snapshot_export import Taken
 from personality.making.arm import save_weights
 from personality.manifests.errors import PersonaError
 from personality.manifests.transaction import now
@@ -25,28 +25,15 @@ from personality.vectors.training.watch import Snapshots
 _KEPT = 2  # what serves, and the one before: a server that fails to switch loads it again
 
 
-@dataclass(frozen=True)
-class Taken:
-    """A state of a run on the disk, not yet composed.
-
-    Attributes:
-        label: such as `live:listening:step-20`.
-        step: after which it was taken.
-        weights: folder with the trained weights, or the adapter, as transformers and PEFT write them.
-        at: when it was taken, `time.monotonic`.
-    """
-
-    label: str
-    step: int
-    weights: Path
-    at: float
-
-
 class ComposesSnapshots(Protocol):
-    """What makes a snapshot into an export; see `SnapshotExport`."""
+    """What makes a snapshot into an export; see `SnapshotProcess`."""
 
     def write(self, taken: Taken, path: Path) -> str:
         """Write an export with its certificate to a path; returns the id of its version."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
         ...
 
 
@@ -119,7 +106,7 @@ class Publisher:
             self._note(label, report.step, "failed", error.message)
             return
         with self._condition:
-            overtaken, self._waiting = self._waiting, Taken(label, report.step, weights, began)
+            overtaken, self._waiting = self._waiting, Taken(label, report.step, weights)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="live", daemon=True)
                 self._thread.start()
@@ -161,6 +148,7 @@ class Publisher:
         self._pass_over(dropped, "the guard stopped the run" if stopped else "the run had ended")
         if self._thread is not None:
             self._thread.join()
+        self._exports.close()
         problem = self._settle()
         serving = self._label_of(self._serving) if self._serving else self._earlier.label
         self._report = LiveReport(
@@ -226,6 +214,7 @@ class Publisher:
 
     def _publish(self, taken: Taken) -> None:
         path = self._folder / taken.weights.name.removeprefix("taken-")
+        began = time.monotonic()
         version = self._exports.write(taken, path)
         composed = time.monotonic()
         try:
@@ -243,7 +232,7 @@ class Publisher:
             taken.step,
             "published",
             version=version,
-            composing=composed - taken.at,
+            composing=composed - began,
             switching=deployed.seconds,
             verifying=time.monotonic() - composed - deployed.seconds,
         )

@@ -10,6 +10,7 @@ from personality.builds.steering_part import Choice
 from personality.live.earlier import Earlier, find_earlier, live_folder
 from personality.live.publisher import Publisher
 from personality.live.snapshot_export import SnapshotExport
+from personality.live.snapshot_process import SnapshotProcess
 from personality.making.run_folder import RunFolder
 from personality.manifests.errors import UsageError
 from personality.manifests.repository import Repository
@@ -76,6 +77,8 @@ def make_publisher(
     folder.mkdir(parents=True)
     earlier.write(folder)
     steering: Choice = "plugin" if earlier.plugin else "bake"  # as in what is served now: its form has to stay
-    exports = SnapshotExport(repository, History(repository).head(), behavior, options.scale, folder, steering)
+    head = History(repository).head()
+    SnapshotExport(repository, head, behavior, options.scale, folder, steering)  # what cannot be is told at once
+    exports = SnapshotProcess(repository, head, behavior, options.scale, folder, steering)
     log = RunLog(run.log)
     return Publisher(client, exports, earlier, folder, log, behavior, every=options.every, keep=options.keep)

@@ -1,6 +1,6 @@
 """A small server of transformers on shared weights, in a process of its own: `reader.py` starts it.
 
-    python -m personality.live.reader_process MODEL_FOLDER DESCRIPTOR ANSWERS in-place|copied
+    python -m personality.live.reader_process ANSWERS MODEL_FOLDER DESCRIPTOR in-place|copied
 
 Questions are lines of JSON on stdin, answers leave on the descriptor ANSWERS:
 
@@ -38,7 +38,7 @@ class Reply:
 
     Attributes:
         ids: its tokens, the one that ended it included.
-        log_probabilities: of every token of the vocabulary at each of its positions, float32 (tokens, vocabulary), nats.
+        log_probabilities: of the whole vocabulary at each of its positions, float32 (tokens, vocabulary), nats.
         passes: what each forward pass read.
         seconds: from the question to the last token, a copy of the weights included.
         copying: of these, seconds spent on copying weights.
@@ -158,7 +158,7 @@ def answer(reader: Reader, question: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str], questions: Iterable[str]) -> int:
     """Answer until the questions end."""
-    folder, descriptor, answers, how = arguments
+    answers, folder, descriptor, how = arguments
     torch.set_num_threads(1)
     reader = Reader(Path(folder), SharedWeights(int(descriptor)), copied=how == "copied")
     with os.fdopen(int(answers), "w", encoding="utf-8") as out:

@@ -1,9 +1,10 @@
-"""A snapshot as a server takes it: the newest version with the vector in training beside its own, composed and written."""
+"""A snapshot as a server takes it: the newest version with the vector in training, composed and written."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from personality.builds.build import write_build
@@ -14,7 +15,6 @@ from personality.builds.writer import DEFAULT_SHARD_BYTES
 from personality.composition.composer import Composer
 from personality.composition.opening import base_of, steering_of
 from personality.environment import tool_versions
-from personality.live.publisher import Taken
 from personality.manifests.atomic import write_bytes
 from personality.manifests.personality_record import Personality, Use
 from personality.manifests.repository import Repository
@@ -27,6 +27,21 @@ from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.stored import StoredTask
 from personality.vectors.task_vector import open_task_vector
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A state of a run on the disk, not yet composed.
+
+    Attributes:
+        label: such as `live:listening:step-20`.
+        step: after which it was taken.
+        weights: folder with the trained weights, or the adapter, as transformers and PEFT write them.
+    """
+
+    label: str
+    step: int
+    weights: Path
 
 
 class SnapshotExport:

@@ -19,9 +19,15 @@ def exports_folder(repository: Repository) -> Path:
 
 
 def export_path(repository: Repository, version: Version, *, plugin: bool) -> Path:
-    """Where the export of a version lies: with steering left to the plugin, or baked into the weights."""
-    name = version.id[:16]
-    return exports_folder(repository) / (name if plugin else f"{name}-baked")
+    """Where the export of a version lies: with steering left to the plugin, or baked into the weights.
+
+    A version that does not steer has one export for both.
+    """
+    path = exports_folder(repository) / version.id[:16]
+    certificate = certificate_in(path)
+    if plugin or (certificate is not None and not certificate.needs_plugin):
+        return path
+    return path.with_name(f"{path.name}-baked")
 
 
 def export_for_server(

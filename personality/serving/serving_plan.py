@@ -89,9 +89,12 @@ def prepare(
             "that is exact, and its development routes for deploys"
         )
     if host not in LOCAL_HOSTS:
-        what = "switch its version" if plugin else "call any method of vLLM's workers (its development routes are on)"
         warnings.append(
-            f"whoever reaches {host}:{port} can {what}; an `--api-key` guards `/v1` only: let a proxy pass nothing else"
+            f"whoever reaches {host}:{port} and has no need of a key, or has it, can switch the version; give "
+            "`-- --api-key KEY`, and put a proxy before it that passes `/v1` only"
+            if plugin
+            else f"whoever reaches {host}:{port} can call any method of vLLM's workers: its development routes are on, "
+            "and no key guards them; put a proxy before it that passes `/v1` only"
         )
     folder, _ = export_for_server(repository, version, plugin=plugin, bake_unproven=bake_unproven, on_stage=on_stage)
     certificate = certificate_in(folder)

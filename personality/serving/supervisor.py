@@ -72,7 +72,7 @@ class Supervisor:
         self._exports = exports
         self._on_event = on_event
         self._on_ready = on_ready
-        self._client = Client(options.url)
+        self._client = Client(options.url, key=options.key)
         self._log = exports / f"server-{options.port}.log"
         self._restarts = 0
 

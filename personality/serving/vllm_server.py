@@ -55,6 +55,15 @@ class ServerOptions:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "", "::") else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    @property
+    def key(self) -> str | None:
+        """The `--api-key` among the extra arguments, the first where there are several, or VLLM_API_KEY; else None."""
+        for place, argument in enumerate(self.extra):
+            name, equals, value = argument.partition("=")
+            if name == "--api-key":
+                return value if equals else next(iter(self.extra[place + 1 :]), None)
+        return os.environ.get("VLLM_API_KEY")
+
     def command(self, folder: Path, serve_with: Sequence[str] = ()) -> list[str]:
         """`vllm serve` with its arguments."""
         length = ["--max-model-len", str(self.max_length)] if self.max_length else []

@@ -50,6 +50,8 @@ _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", {}),
     "cwm": ("cwm", {**_WIDE, **_NUMBERED, "layer_types": ["full_attention"] * 3}),
     "doge": ("doge", {}),
+    "ernie4_5": ("ernie4_5", _WIDE),
+    "ernie4_5-bias": ("ernie4_5", {**_WIDE, "use_bias": True}),
     "helium": ("helium", _WIDE),
     "iquestcoder": ("iquestcoder", _NUMBERED),
     "nemotron": ("nemotron", {}),
@@ -98,7 +100,7 @@ _OTHER: dict[str, dict[str, Any]] = {
 
 
 _HEAD = 32
-_SIZES = {"hidden_size": 128, "n_embd": 128, "vocab_size": 128}
+_SIZES = {"hidden_size": 128, "n_embd": 128, "intermediate_size": 96, "vocab_size": 128}
 _HEADS = {
     **dict.fromkeys(("head_dim", "v_head_dim"), _HEAD),
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "rotary_dim"), _HEAD // 2),

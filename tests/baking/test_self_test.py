@@ -22,6 +22,7 @@ PLAIN = (
     "arcee",
     "cwm",
     "doge",
+    "ernie4_5",
     "helium",
     "iquestcoder",
     "nemotron",
@@ -30,7 +31,7 @@ PLAIN = (
 )
 SCALED = ("granite", "granite_swa", "minicpm3")
 EXISTING = (
-    *("llama-bias", "granite-bias", "jais2", "starcoder2", "phi", "gpt_neox"),
+    *("llama-bias", "granite-bias", "ernie4_5-bias", "jais2", "starcoder2", "phi", "gpt_neox"),
     *("gpt2", "gpt_bigcode", "gptj", "codegen", "bloom", "gpt_neo"),
 )
 RELABELED = ("qwen2", "mistral")

@@ -152,7 +152,7 @@ def test_the_certificate_of_a_baked_folder(repository: Repository, tmp_path: Pat
     assert check.greatest_difference <= check.allowed
     assert "vLLM itself was not started" in certificate.not_verified[0]
     assert {"personality", "torch", "transformers", "cpu"} <= certificate.versions.keys()
-    # A folder that is itself a base hands on neither record.
+    # A folder that is itself a base hands on no record.
     assert run_persona("init", "--base", str(tmp_path / "out"), str(tmp_path / "next"))[0] == 0
     following = Repository(tmp_path / "next")
     export(following, History(following).head(), "vllm", tmp_path / "again")
@@ -168,9 +168,9 @@ def test_what_is_left_to_the_plugin(repository: Repository, tmp_path: Path) -> N
     assert certificate.steering_file == STEERING_FILE
     assert certificate.checks[0].what == "the version without its steering vectors"
     assert any("the plugin was not asked" in text for text in certificate.not_verified)
-    # The weights are the base's; the index keeps vLLM from taking the steering file for some of them.
+    # The weights are the base's, and the table has no name that engines would take for one of weights.
     assert (tmp_path / "out/config.json").read_bytes() == (repository.root / "base/config.json").read_bytes()
-    assert (tmp_path / "out/model.safetensors.index.json").is_file()
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert "**Left to the plugin for vLLM: brief@1" in (tmp_path / "out/README.md").read_text()
     # A second export finds nothing of the user's in the way, and verify knows the folder.
     with pytest.raises(Exception, match="holds an earlier export"):

@@ -275,7 +275,7 @@ def test_an_engine_that_would_leave_biases_out_is_no_target(tmp_path: Path, monk
     from tests.baking.architectures import config_of
 
     torch.manual_seed(0)
-    small = transformers.AutoModelForCausalLM.from_config(config_of("seed_oss"))
+    small = transformers.AutoModelForCausalLM.from_config(config_of("minicpm3"))
     small.to(torch.bfloat16).save_pretrained(tmp_path / "repository/base")
     assert run_persona("init", "--base", "base", cwd=tmp_path / "repository")[0] == 0
     repository = Repository(tmp_path / "repository")

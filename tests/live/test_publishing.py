@@ -104,7 +104,7 @@ def test_a_snapshot_is_the_newest_version_with_the_vector_as_it_is(repository: R
     from personality.model import load_composed
     from personality.versions.changes import add
 
-    trained, report = run(repository, server, every=10, scale=0.7, keep=True)
+    _, report = run(repository, server, every=10, scale=0.7, keep=True)
     assert outcomes(report) == [(10, "published")] and report.after == "live:warm:step-10" == server.label
     certificate = Certificate.read(server.folder / Certificate.file_name)
     assert certificate.in_weights == ("concise@1 × 0.5", "warm@1 × 0.7")
@@ -215,7 +215,6 @@ def test_an_interrupted_run_takes_the_server_back(repository: Repository, server
     import os
     import signal
 
-
     def on_step(step: StepReport) -> None:
         if step.step == 5:
             assert server.label == "live:warm:step-4"
@@ -263,7 +262,9 @@ def test_the_command_tells_what_was_published(repository: Repository, server: Fa
     code, out, err = persona("train", "warm", *data, *more, cwd=repository.root)
     assert code == 0, err
     assert "live:warm:step-3" in out and "the server serves v2 again, as before the run" in out
-    code, out, err = persona("train", "warm", *data, *more, "--seed", "1", "--allow-repeats", "--json", cwd=repository.root)
+    code, out, err = persona(
+        "train", "warm", *data, *more, "--seed", "1", "--allow-repeats", "--json", cwd=repository.root
+    )
     assert code == 0, err
     live = json.loads(out)["data"]["live"]
     assert live["after"] == "v2" and live["snapshots"][0]["label"] == "live:warm:step-3"

@@ -99,7 +99,7 @@ def test_a_killed_reader_breaks_nothing(base: Path) -> None:
 
 
 def test_a_killed_writer_leaves_nothing_behind(base: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     for _ in range(2):  # the second start finds nothing in its way
         owner = subprocess.Popen(
             [sys.executable, "-c", OWNER, str(base)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -116,7 +116,7 @@ def test_a_killed_writer_leaves_nothing_behind(base: Path) -> None:
         else:
             os.kill(reader, signal.SIGKILL)
             raise AssertionError("the reader outlived its writer by ten seconds")
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def _holds_shared_weights(process: int) -> bool:

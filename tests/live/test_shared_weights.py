@@ -110,7 +110,9 @@ def test_a_writer_in_another_process_is_caught_in_the_act() -> None:
                 whole += 1
                 assert values == {float(found.first % 1000)}
             if rounds % 50 == 0:
-                writer.send_signal(signal.SIGSTOP if rounds % 100 else signal.SIGCONT)  # pauses, as between the steps of a training
+                writer.send_signal(
+                    signal.SIGSTOP if rounds % 100 else signal.SIGCONT
+                )  # pauses, as between the steps of a training
         assert torn >= mixed > 0 and whole > 0
     finally:
         shared.finish()
@@ -141,7 +143,7 @@ def test_an_adopted_model_is_the_memory() -> None:
     assert torch.equal(shared.tensors["up.weight"], named["up.weight"])
     assert shared.copy_into(other) == (1, 0)
     assert all(torch.equal(named[name], tensor) for name, tensor in other.named_parameters())
-    with pytest.raises(CorruptError, match="0.weight"):
+    with pytest.raises(CorruptError, match=r"0\.weight"):
         shared.adopt(nn.Sequential(nn.Linear(3, 3)))
     with shared.writing(2), pytest.raises(PersonaError, match="never at rest"):
         shared.copy_into(other, patience=0.05)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
-from http.server import BaseHTTPRequestHandler
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +16,7 @@ from urllib.parse import urlsplit
 from tests.live.fake_server import MAX_LENGTH, FakeServer
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer that is an error: status and what it says."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -26,6 +31,7 @@ class FakeVllm(FakeServer):
         folder: an export.
         plugin: with the plugin's routes.
         dev: with vLLM's development routes.
+        port: to listen at; 0 for any.
 
     Attributes:
         calls: every POST but completions, in order; of `/collective_rpc` the folder too.
@@ -36,7 +42,7 @@ class FakeVllm(FakeServer):
         told: overrides of what it says of itself.
     """
 
-    def __init__(self, folder: Path, *, plugin: bool = True, dev: bool = False) -> None:
+    def __init__(self, folder: Path, *, plugin: bool = True, dev: bool = False, port: int = 0) -> None:
         self.plugin, self.dev = plugin, dev
         self.calls: list[str] = []
         self.unreadable: set[str] = set()
@@ -62,11 +68,11 @@ class FakeVllm(FakeServer):
                 status = 200
                 try:
                     if outer.key and self.headers.get("Authorization") != f"Bearer {outer.key}":
-                        raise Refusal(401, "Unauthorized")
+                        raise RefusalError(401, "Unauthorized")
                     data = outer.get(path) if body is None else outer.post(path, body)
                     if data is None:
-                        raise Refusal(404, "Not Found")
-                except Refusal as refusal:
+                        raise RefusalError(404, "Not Found")
+                except RefusalError as refusal:
                     status, data = refusal.status, {"error": {"message": str(refusal)}}
                 if outer.away:
                     self.close_connection = True
@@ -77,10 +83,16 @@ class FakeVllm(FakeServer):
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name of the class above
                 pass
 
-        self._server.RequestHandlerClass = Handler
+        if not port:
+            self._server.RequestHandlerClass = Handler
+            return
+        self._server.server_close()
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def get(self, path: str) -> dict[str, Any] | None:
         if path == "/v1/models":
@@ -127,4 +139,24 @@ class FakeVllm(FakeServer):
         if self.dying:
             self.away = True
         if folder in self.unreadable:
-            raise Refusal(status, f"cannot load {folder}")
+            raise RefusalError(status, f"cannot load {folder}")
+
+
+def main() -> None:
+    """What a test puts in the place of the `vllm` command: `vllm serve FOLDER --host H --port P …`.
+
+    Like vLLM it has a process of its own that a killed parent leaves behind; its id is in `child-PID` beside the log.
+    """
+    folder, port = Path(sys.argv[2]), int(sys.argv[sys.argv.index("--port") + 1])
+    if "--broken" in sys.argv:
+        sys.stderr.write("ValueError: no room for the cache\n")
+        sys.exit(3)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    Path(f"child-{os.getpid()}").write_text(str(child.pid))
+    dev = bool(int(os.environ.get("VLLM_SERVER_DEV_MODE", "0")))
+    with FakeVllm(folder, plugin=os.environ["VLLM_PLUGINS"] == "persona", dev=dev, port=port):
+        time.sleep(300)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ def answers() -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.do_GET()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name of the class above
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
@@ -78,7 +78,7 @@ def test_somebody_listens_and_says_nothing() -> None:
 def test_another_program_listens(answers: tuple[str, dict[str, tuple[int, bytes]]], body: bytes) -> None:
     url, given = answers
     given["/v1/models"] = (200, body)
-    with pytest.raises(ServerError, match="lists no model|does not answer with JSON"):
+    with pytest.raises(ServerError, match=r"lists no model|does not answer with JSON"):
         Client(url).model()
 
 
@@ -117,7 +117,8 @@ def test_log_probabilities_and_greedy_tokens_are_read_in_order(
     given["/v1/completions"] = (
         200,
         b'{"choices": [{"token_ids": [9, 4], "logprobs": {"token_logprobs": [-0.5, -0.25]}, "prompt_logprobs": '
-        b'[null, {"2": {"logprob": -3.0, "rank": 7}, "8": {"logprob": -1.0, "rank": 1}}, {"3": {"logprob": -0.125}}]}]}',
+        b'[null, {"2": {"logprob": -3.0, "rank": 7}, "8": {"logprob": -1.0, "rank": 1}}, '
+        b'{"3": {"logprob": -0.125}}]}]}',
     )
     found = Client(url).answer("persona", (1, 2, 3), 2)
     assert found.log_probabilities == (-3.0, -0.125, -0.5, -0.25)

@@ -83,7 +83,7 @@ def test_wrong_answers_that_stay_wrong_are_told(exported: Versions, start: Start
 def test_a_folder_that_the_server_cannot_load(exported: Versions, start: Start, way: str) -> None:
     server = start(exported.folders["v1"], way)
     server.unreadable.add(str(exported.folders["v2"]))
-    with pytest.raises(DeployError, match="cannot load .*; v1 serves, as verified") as caught:
+    with pytest.raises(DeployError, match=r"cannot load .*; v1 serves, as verified") as caught:
         deploy(Client(server.url), exported.folders["v2"])
     assert caught.value.restored is True
     assert "--vllm-folder" in caught.value.hint
@@ -168,7 +168,7 @@ def test_another_form_needs_a_restart(copied: Versions, start: Start) -> None:
     server = start(copied.folders["v1"], "reload")
     config = copied.folders["v2"] / "config.json"
     config.write_text(config.read_text().replace('"mlp_bias": false', '"mlp_bias": true'))
-    with pytest.raises(IncompatibleError, match="restart|while it runs"):
+    with pytest.raises(IncompatibleError, match="while it runs"):
         deploy(Client(server.url), copied.folders["v2"])
     assert server.calls == []
 
@@ -256,6 +256,6 @@ def test_a_server_for_short_prompts_only(exported: Versions, start: Start, monke
     found = deploy(Client(server.url), exported.folders["v2"])
     assert found.verification.left_out > 0 and found.verification.ok
     monkeypatch.setattr("tests.serving.fake_vllm.MAX_LENGTH", 8)
-    with pytest.raises(PersonaError, match="nothing can be verified|takes 8 tokens") as caught:
+    with pytest.raises(PersonaError, match="takes 8 tokens") as caught:
         deploy(Client(server.url), exported.folders["v1"])
     assert "--max-model-len" in caught.value.hint

@@ -47,7 +47,7 @@ def test_sums_do_not_depend_on_the_order_and_are_rounded_once() -> None:
     [
         (injection(0, ones(1), mode="project"), "mode `project`"),
         (injection(0, ones(1), mode="norm-preserving"), "mode `norm-preserving`"),
-        (replace(injection(0, ones(1)), gate=Gate(ones(1), 0, 0.0)), "under a condition"),
+        (replace(injection(0, ones(1)), gate=Gate(0, ones(1), 0.0)), "under a condition"),
         (injection(2, ones(1)), "layers 0-1"),
         (injection(0, torch.ones(5)), "width 5"),
     ],

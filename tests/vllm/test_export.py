@@ -58,7 +58,7 @@ def test_verify_says_what_vllm_answers(llama: Repository, tmp_path: Path, vllm: 
     assert engine.greedy == 1
     assert certificate.versions["vllm"] == "0.32.0"
     assert certificate.not_verified == ()
-    assert certificate.in_weights == ("brief@1 × 0.5", "polite@1 × 0.8")
+    assert certificate.in_weights == ("brief@1 × 2", "polite@1 × 0.8")
 
 
 def test_a_missing_weight_does_not_pass_and_nothing_is_kept(
@@ -110,18 +110,34 @@ def test_biases_that_are_not_in_the_file_are_noticed(tmp_path: Path, stock: Engi
             del tensors[name]
 
     edit(tmp_path / "lossy", lose)
-    with pytest.raises(CorruptError, match="vLLM"):
+    with pytest.raises(CorruptError, match="log-probabilities differ by up to"):
         check_folder(tmp_path / "lossy", reference, vllm, engine=stock)
 
 
-def test_what_is_left_to_the_plugin_does_not_hinder_stock_vllm(
+def test_the_plugin_is_asked_where_the_environment_has_it(
     llama: Repository, tmp_path: Path, stock: Engine, vllm: VllmEnvironment
 ) -> None:
-    """The steering file lies beside the weights and is none."""
+    add_steering(llama, "candid")
+    add_steering(llama, "brief-now", positions="decision", seed=1)
+    done = export(llama, History(llama).head(), "vllm", tmp_path / "out", steering="plugin", vllm=vllm)
+    (check,) = done.verified
+    assert check.engine == "vLLM 0.32.0 with the plugin"
+    assert check.what == "the version"
+    assert check.greatest_difference < 1e-4
+    assert done.certificate.needs_plugin == ("brief-now@1 × 0.5, layer 1", "candid@1 × 0.5, layer 1")
+    assert done.certificate.not_verified == ()
+    # Stock vLLM loads the folder as well: the steering file lies beside the weights and is none of them.
+    with pytest.raises(CorruptError, match="does not answer as the version does"):
+        check_folder(tmp_path / "out", done.certificate.reference, vllm, engine=stock)
+
+
+def test_where_the_plugin_is_missing_the_weights_alone_are_verified(
+    llama: Repository, tmp_path: Path, vllm: VllmEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personality.builds.certifying.plugin_in", lambda environment: False)
     add_steering(llama, positions="decision")
-    exported = export(llama, History(llama).head(), "vllm", tmp_path / "out", steering="plugin")
-    composer = composer_of(llama, History(llama).head().personality)
-    check_folder(tmp_path / "out", reference_of(composer.without_steering()), vllm, engine=stock)
-    assert exported.certificate.needs_plugin == ("candid@1 × 0.5, layer 1",)
-    with pytest.raises(CorruptError):
-        check_folder(tmp_path / "out", exported.certificate.reference, vllm, engine=stock)
+    done = export(llama, History(llama).head(), "vllm", tmp_path / "out", steering="plugin", vllm=vllm)
+    (check,) = done.verified
+    assert check.what == "the version without its steering vectors"
+    assert check.greatest_difference < 1e-4
+    assert done.certificate.not_verified[0].startswith("the plugin was not asked")

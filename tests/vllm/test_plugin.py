@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from personality.manifests.steering_record import Positions
 from personality.model import load_model
 from personality.playground.repository import base_folder
 from personality.serving.engine import Engine
-from personality.serving.steering_table import table_of, to_bytes
+from personality.serving.plugin.exported_folder import CERTIFICATE
+from personality.serving.steering_table import STEERING_FILE, save, table_of, to_bytes
 from personality.serving.vllm_environment import VllmEnvironment
 from personality.vectors.steering.hooks import steered
 from personality.vectors.steering.injection import Injection
@@ -72,7 +75,7 @@ def prompts(*lengths: int, vocabulary: int = 250) -> list[list[int]]:
 
 def told(engine: Engine, rows: Sequence[Sequence[int]]) -> list[Row]:
     found = engine.answers(rows, REPLY_TOKENS)
-    return [Row(prompt=tuple(row), **answer) for row, answer in zip(rows, found, strict=True)]
+    return [Row.model_validate({"prompt": row, **answer}) for row, answer in zip(rows, found, strict=True)]
 
 
 def agreement(engine: Engine, model: Any, items: Sequence[Injection], rows: Sequence[Sequence[int]]) -> Agreement:
@@ -227,14 +230,14 @@ def test_broken_weights_are_found_and_taken_back(engine: Engine, llama: Path, tm
     broken = tmp_path / "broken"
     shutil.copytree(llama, broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
+    tensors["model.norm.weight"][4] = float("nan")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     rows = prompts(9)
     engine.load(llama)
     steer(engine, mixed())
     before = told(engine, rows)
     engine.ask({"call": "reload_weights", "args": [None, str(broken)]})
-    assert engine.call("persona_weights")[0]["not_finite"] == ["model.layers.1.mlp.down_proj.weight"]
+    assert engine.call("persona_weights")[0]["not_finite"] == ["model.norm.weight"]
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(PersonaError):
         engine.ask({"call": "reload_weights", "args": [None, str(broken)]})
@@ -254,16 +257,22 @@ def test_adapters(engine: Engine, llama: Path, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "adapter")
     merged = PeftModel.from_pretrained(load_model(llama), tmp_path / "adapter").merge_and_unload()
     engine.load(llama, enable_lora=True, max_lora_rank=8)
+    rows = prompts(11, 11)
+    everywhere = [injection(0, "all"), injection(2, "all")]
+    steer(engine, everywhere)
+    with torch.inference_mode(), steered(merged, everywhere):
+        expected = merged(torch.tensor(rows)).logits.log_softmax(-1)[:, :-1]
+    found = engine.all_log_probabilities(torch.tensor(rows), lora=tmp_path / "adapter")
+    # An adapter is applied beside the weights, not added to them first.
+    assert float((found - expected[..., : found.shape[-1]]).abs().max()) < 5 * ALLOWED
     steer(engine, mixed())
-    rows = prompts(9, 30)
     with steered(merged, mixed()):
-        expected = Reference(rows=rows_of(merged, rows), bfloat16_loss=0)
-    found = [
-        Row(prompt=tuple(row), **answer)
-        for row, answer in zip(rows, engine.answers(rows, REPLY_TOKENS, lora=tmp_path / "adapter"), strict=True)
-    ]
-    assert compare(expected, found).greatest_difference < 1e-3
-    assert agreement(engine, load_model(llama), mixed(), rows).greatest_difference < ALLOWED
+        replies = [list(row.reply) for row in rows_of(merged, rows)]
+    assert engine.generate(rows, REPLY_TOKENS, lora=tmp_path / "adapter") == replies
+    base = load_model(llama)
+    with steered(base, mixed()):
+        unadapted = [list(row.reply) for row in rows_of(base, rows)]
+    assert engine.generate(rows, REPLY_TOKENS) == unadapted != replies
 
 
 def test_what_does_not_fit_is_refused(engine: Engine, llama: Path) -> None:
@@ -278,6 +287,37 @@ def test_what_does_not_fit_is_refused(engine: Engine, llama: Path) -> None:
         steer(engine, [], "one-more")
     engine.call("persona_clear_steering", "slot-3")
     assert "one-more" in steer(engine, [injection(0, "all")], "one-more")["slots"]
+
+
+def test_an_export_is_steered_from_the_first_token_on(
+    engine: Engine, vllm: VllmEnvironment, llama: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(llama, tmp_path / "v4")
+    certificate = {
+        "version": "v" * 64,
+        "label": "v4",
+        "base": "b" * 64,
+        "personality": "p" * 64,
+        "needs_plugin": ["candid@1 × 0.4"],
+        "steering_file": STEERING_FILE,
+        "serve_with": [],
+    }
+    (folder / CERTIFICATE).write_text(json.dumps(certificate))
+    with pytest.raises(PersonaError, match="there is no file"):
+        engine.load(folder)
+    save(replace(table_of(mixed(), LAYERS, WIDTH), version="v" * 64), folder / STEERING_FILE)
+    engine.load(folder)
+    assert agreement(engine, load_model(llama), mixed(), prompts(9, 30)).greatest_difference < ALLOWED
+    # A server for steering that is the same everywhere does not start on it, and takes what acts on all positions.
+    with Engine(vllm, plugins=("persona",)) as everywhere:
+        with pytest.raises(PersonaError, match="PERSONA_STEERING=positions"):
+            everywhere.load(folder)
+        items = [injection(0, "all"), injection(2, "all")]
+        save(replace(table_of(items, LAYERS, WIDTH), version="v" * 64), folder / STEERING_FILE)
+        everywhere.load(folder)
+        assert agreement(everywhere, load_model(llama), items, prompts(9, 30)).greatest_difference < ALLOWED
+        with pytest.raises(PersonaError, match="PERSONA_STEERING=positions"):
+            steer(everywhere, mixed())
 
 
 def compiled(vllm: VllmEnvironment, cache: Path, plugin: bool) -> Engine:

@@ -55,24 +55,26 @@ class Server:
         finally:
             connection.close()
 
+    def answer(self, prompt: list[int], tokens: int, slot: str = "") -> tuple[int, Any]:
+        """Status and answer of a greedy request."""
+        question: dict[str, Any] = {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        question |= {"logprobs": 1, "ignore_eos": True, "return_token_ids": True}
+        question |= {"vllm_xargs": {"persona": slot}} if slot else {}
+        return self.ask("POST", "/v1/completions", question)
+
     def complete(self, prompt: list[int], tokens: int = 24, slot: str = "") -> Any:
-        """Tokens and log-probabilities of a greedy reply; the whole answer when it is none."""
-        question: dict[str, Any] = {
-            "model": "m",
-            "prompt": prompt,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "logprobs": 1,
-        }
-        question |= {"ignore_eos": True, "return_token_ids": True} | ({"vllm_xargs": {"persona": slot}} if slot else {})
-        status, answer = self.ask("POST", "/v1/completions", question)
-        if status != 200:
-            return status, answer
-        choice = answer["choices"][0]
-        return tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
+        """Tokens and log-probabilities of a greedy reply; status and answer when it is none."""
+        status, answer = self.answer(prompt, tokens, slot)
+        return reply_of(answer) if status == 200 else (status, answer)
 
     def switch(self, name: str, **more: Any) -> tuple[int, Any]:
         return self.ask("POST", "/persona/version", {"folder": str(self.exports[name]), **more})
+
+
+def reply_of(answer: Any) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Tokens and their log-probabilities (nats)."""
+    choice = answer["choices"][0]
+    return tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
 
 
 def certify(folder: Path, version: str, items: list[Injection] | None = None, base: str = "b" * 64) -> Path:
@@ -108,7 +110,7 @@ def server(vllm: VllmEnvironment, tmp_path_factory: pytest.TempPathFactory) -> I
         process = subprocess.Popen(
             [str(vllm.command), "serve", str(found.exports["v1"]), "--served-model-name", "m", "--port", str(port),
              "--host", "127.0.0.1", "--api-key", KEY, "--enforce-eager", "--max-model-len", "512",
-             "--dtype", "float32"],
+             "--dtype", "float32", "--enable-prompt-tokens-details"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={
@@ -233,16 +235,16 @@ def test_folders_that_do_not_fit_are_refused(server: Server) -> None:
     assert server.complete(prompt(7)) == before
 
 
-def test_a_version_with_broken_weights_is_taken_back(server: Server) -> None:
+def test_a_version_with_broken_weights_is_refused(server: Server) -> None:
     before = server.complete(prompt(7))
     broken = server.folder / "broken"
     shutil.copytree(server.exports["v2"], broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"][5] = float("inf")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     server.exports["broken"] = broken
     status, answer = server.switch("broken")
-    assert status == 500 and "v1 serves as before" in answer["error"] and "`model.norm.weight`" in answer["error"]
+    assert status == 409 and "`model.layers.1.mlp.down_proj.weight`" in answer["error"]
     assert answer["serves"]["label"] == "v1" and not answer["serves"]["broken"]
     assert server.complete(prompt(7)) == before
 
@@ -277,6 +279,24 @@ def test_requests_choose_their_slot(server: Server) -> None:
     assert server.ask("DELETE", "/persona/steering?slot=warm")[1]["slots"] == {}
     assert server.complete(prompt(8), slot="warm")[0] == 400
     assert server.complete(prompt(8, 200)) == plain
+
+
+@pytest.mark.parametrize(("length", "reusable"), [(200, 128), (128, 0), (100, 0)])
+def test_a_second_turn_does_not_take_what_was_steered_as_a_reply(server: Server, length: int, reusable: int) -> None:
+    """Blocks of 128 tokens: those before the end of the first prompt are used again, those from there on are not."""
+    data = to_bytes(table_of([injection(0, "response", 3.0), injection(1, "decision", 3.0)], LAYERS, WIDTH))
+    assert server.ask("PUT", "/persona/steering", data)[0] == 200
+    first = prompt(9, length)
+    reply = server.complete(first, 160)[0]
+    second = [*first, *reply, *prompt(10, 40)]
+    _, answer = server.answer(second, 8)
+    assert ((answer["usage"]["prompt_tokens_details"] or {}).get("cached_tokens") or 0) == reusable
+    tokens, values = reply_of(answer)
+    assert server.ask("PUT", "/persona/steering", data)[0] == 200
+    fresh = server.complete(second, 8)
+    assert server.ask("DELETE", "/persona/steering")[0] == 200
+    assert tokens == fresh[0]
+    assert max(abs(a - b) for a, b in zip(values, fresh[1], strict=True)) < 1e-5
 
 
 def test_a_switch_that_cannot_wait_changes_nothing(server: Server) -> None:

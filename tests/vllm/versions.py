@@ -41,7 +41,7 @@ def weights_repository(kind: str, root: Path) -> Repository:
         ["import", "polite", str(root / "tuned")],
         ["import", "brief", str(root / "adapter")],
         ["add", "polite", "--scale", "0.8"],
-        ["add", "brief", "--scale", "0.5"],
+        ["add", "brief", "--scale", "2"],
     ):
         code, _, err = run_persona(*arguments, cwd=root / "repository")
         assert code == 0, err

@@ -14,6 +14,7 @@ CERTIFICATE = "persona-certificate.json"
 BUILD_RECORD = "persona-build.json"
 CERTIFICATE_KEYS = ("version", "label", "base", "personality", "steering_file", "needs_plugin", "serve_with")
 """What is read of a certificate: the class that writes it is not to be had inside vLLM."""
+_INDEX = "model.safetensors.index.json"
 _WHEREABOUTS = ("_name_or_path", "transformers_version")
 _AGAIN = "export the version again: `persona export VERSION --to vllm FOLDER`"
 
@@ -76,16 +77,41 @@ class ExportedFolder:
             NotFoundError: when there are no weights.
             CorruptError: when a file is not whole, or the index names others than there are.
         """
-        index = self.path / "model.safetensors.index.json"
-        names = sorted(set(_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-        if any(Path(name).name != name for name in names):
-            raise CorruptError(f"{index} names files outside of the folder", _AGAIN)
         found: dict[str, str] = {}
-        for name in names:
-            found |= {spec.name: str(spec) for spec in TensorFile(self.path / name).specs.values()}
+        for file in self._files():
+            found |= {spec.name: str(spec) for spec in TensorFile(file).specs.values()}
+        index = self.path / _INDEX
         if index.is_file() and set(_object(index)["weight_map"]) != set(found):
             raise CorruptError(f"{index} and the files that it names hold other tensors", _AGAIN)
         return found
+
+    def check_finite(self) -> None:
+        """Read all weights, one tensor at a time, and check that no number is infinite or none.
+
+        Engines pack what they load in ways that cannot be looked through afterwards.
+
+        Raises:
+            CorruptError: with the names of tensors that have such numbers.
+        """
+        from safetensors import safe_open
+
+        bad = []
+        for file in self._files():
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                    tensor = tensors.get_tensor(name)
+                    # Smaller floats are quantized ones: not all of them can be compared.
+                    if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(tensor.isfinite().all()):
+                        bad.append(name)
+        if bad:
+            raise CorruptError(f"{len(bad)} tensors of {self.path} are not finite: `{'`, `'.join(bad[:3])}`", _AGAIN)
+
+    def _files(self) -> list[Path]:
+        index = self.path / _INDEX
+        names = sorted(set(_object(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        if any(Path(name).name != name for name in names):
+            raise CorruptError(f"{index} names files outside of the folder", _AGAIN)
+        return [self.path / name for name in names]
 
     def weights(self) -> dict[str, str] | None:
         """SHA-256 of the weights files by name, as the build record tells; None when it does not."""

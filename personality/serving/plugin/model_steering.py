@@ -150,8 +150,10 @@ def decoder_layers(model: nn.Module, count: int) -> dict[int, nn.Module]:
     Raises:
         RuntimeError: when not exactly one list of so many layers is found.
     """
+    # A model that sees has towers of layers beside those of its language model.
+    language = getattr(model, "get_language_model", None)
     found = []
-    for module in model.modules():
+    for module in (language() if callable(language) else model).modules():
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) == count:
             found.append(layers)

@@ -94,6 +94,8 @@ class ServerSteering:
             self._check(table)
             mine, theirs = self._folder.weights(), other.weights()
             same = self._folder.path == other.path or (mine is not None and mine == theirs)
+            if not same:
+                await asyncio.to_thread(other.check_finite)
             async with self._paused(wait):
                 before = self._folder, self._default
                 try:

@@ -10,6 +10,7 @@ from personality.manifests.errors import PersonaError
 from personality.serving.plugin import settings
 from personality.serving.plugin.exported_folder import ExportedFolder
 from personality.serving.plugin.model_steering import ModelSteering, decoder_layers
+from personality.serving.plugin.reloading import extend_reloading
 from personality.serving.plugin.slots import KNOWN
 from personality.serving.steering_table import from_bytes
 
@@ -28,6 +29,7 @@ def extend(worker: type[Any]) -> None:
         return found
 
     worker.load_model = load_and_install
+    extend_reloading(worker)
     for method in (persona_set_steering, persona_clear_steering, persona_steering, persona_weights):
         setattr(worker, method.__name__, method)
 
@@ -112,7 +114,10 @@ def persona_steering(self: Any) -> dict[str, Any]:
 
 
 def persona_weights(self: Any) -> dict[str, Any]:
-    """Method of workers: `parameters` and, of these, names of `not_finite` ones."""
+    """Method of workers: how many `parameters` there are, and names of those `not_finite` among them.
+
+    What a kernel has packed away is no parameter any more and is not seen here.
+    """
     named = list(self.model_runner.get_model().named_parameters())
     # Quantized tensors have no notion of infinity and are left out.
     bad = [

@@ -68,3 +68,13 @@ def test_the_steering_of_a_exported(tmp_path: Path) -> None:
         found.steering()
     with pytest.raises(CorruptError, match="outside"):
         exported(tmp_path / "out", steering_file="../named/s.table").steering()
+
+
+def test_weights_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    found = exported(tmp_path / "v1")
+    found.check_finite()
+    weight = torch.ones(4, 4, dtype=torch.bfloat16)
+    weight[1, 2] = torch.inf
+    save_file({"weight": weight, "bias": torch.ones(4)}, found.path / "model.safetensors")
+    with pytest.raises(CorruptError, match=r"1 tensors of .* are not finite: `weight`"):
+        found.check_finite()

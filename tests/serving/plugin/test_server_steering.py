@@ -23,7 +23,7 @@ class EngineClient:
     """What the routes call of vLLM's engine, with one worker; `fails` names calls that fail, once each."""
 
     def __init__(self, folder: ExportedFolder) -> None:
-        layers = {0: torch.nn.Identity(), 1: torch.nn.Identity()}
+        layers: dict[int, torch.nn.Module] = {0: torch.nn.Identity(), 1: torch.nn.Identity()}
         self.steering = ModelSteering(
             layers, 2, 4, torch.float32, torch.device("cpu"), tokens=8, slots=2, positional=False
         )
@@ -87,8 +87,9 @@ async def started(path: Path, steering: SteeringTable | None = None) -> tuple[Se
     served = exported(path / "v1", version="v1", steering=steering)
     other = exported(path / "v2", version="v2", steering=table(2.0), weights=1.0)
     engine = EngineClient(served)
-    if steering:
-        engine.steering.set("", steering)
+    held = served.steering()
+    if held:
+        engine.steering.set("", held)
     server = ServerSteering(engine, served)
     await server.start()
     return server, engine, other.path
@@ -166,10 +167,10 @@ def test_with_no_way_back_nothing_is_answered(tmp_path: Path) -> None:
                 step(name)
 
         engine._step = fail  # type: ignore[method-assign]
-        with pytest.raises(SwitchError, match="answers nothing any more: .*the disk is gone"):
+        with pytest.raises(SwitchError, match=r"answers nothing any more: .*the disk is gone"):
             await server.switch(other, 1)
         assert engine.paused and "the disk is gone" in server.describe()["broken"]
-        with pytest.raises(SwitchError, match="restart|nothing any more"):
+        with pytest.raises(SwitchError, match="nothing any more"):
             await server.steer("", None, 1)
 
     run(steps())
@@ -216,8 +217,9 @@ def test_steering_by_hand_is_told_apart(tmp_path: Path) -> None:
         assert [*(await server.steer("warm", table(2.0), 1))["slots"]] == ["warm"]
         with pytest.raises(IncompatibleError, match="all 2 slots"):
             await server.steer("cold", table(2.0), 1)
-        with pytest.raises(IncompatibleError, match="PERSONA_STEERING=positions"):
+        with pytest.raises(IncompatibleError, match="acts on replies") as refused:
             await server.steer("", table(2.0, positional=True), 1)
+        assert "PERSONA_STEERING=positions" in refused.value.hint
         assert (await server.steer("warm", None, 1))["slots"] == {}
 
     run(steps())
