@@ -69,9 +69,9 @@ def recipe_of(composition: Composition, uses: Sequence[Use]) -> Recipe:
         return Recipe("ties", True, composition.lam, scales, densities)
     if len(set(scales)) > 1:
         raise IncompatibleError(
-            "`--normalize mean` divides by the number of vectors that agree; mergekit can do that for equal scales only, "
-            f"here they are {', '.join(f'{scale:g}' for scale in scales)}",
-            "give all behaviors one scale, or `persona method ties --normalize sum`; or export the weights, `--to vllm`",
+            "`--normalize mean` divides by the number of vectors that agree; mergekit can do that for equal scales "
+            f"only, here they are {', '.join(f'{scale:g}' for scale in scales)}",
+            "give all behaviors one scale, or `persona method ties --normalize sum`, or export weights with `--to vllm`",
         )
     # Weights of 1 make mergekit's divisor the number of those that agree; the common scale goes into its factor.
     return Recipe("ties", True, composition.lam * scales[0], tuple(1.0 for _ in uses), densities)

@@ -103,8 +103,8 @@ def export_recipe(
         for use, folder in result.models.items():
             out.line(f"  {use}: {folder}")
         out.line(
-            f"  mergekit {same.mergekit} was run on it: {percent(same.equal)} of {same.elements} elements have the bits of "
-            f"the version, {same.outside:.2%} are apart by more than rounding (greatest difference "
+            f"  mergekit {same.mergekit} was run on it: {percent(same.equal)} of {same.elements} elements have the "
+            f"bits of the version, {same.outside:.2%} are apart by more than rounding (greatest difference "
             f"{same.greatest_difference:.2g})"
         )
         if same.outside:

@@ -108,7 +108,7 @@ class Engine:
 
         parameters = [
             SamplingParams(max_tokens=max_tokens, temperature=0, extra_args=extra)
-            for extra in extra_args or [None] * len(rows)
+            for extra in extra_args or [{} for _ in rows]
         ]
         return [list(output.outputs[0].token_ids) for output in self._ask(rows, parameters, lora)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from personality.baking.bake import bake
 from personality.builds.certificate import Certificate
 from personality.builds.export import export
 from personality.builds.reference import REPLY_TOKENS, Reference, Row, compare, probe_prompts, reference_of, rows_of
@@ -189,9 +190,8 @@ def test_the_plugin_adds_to_the_bit_what_hooks_add(repository: Repository, tmp_p
     assert (table.version, table.label, table.positional) == (version.id, version.label, True)
     composer = composer_of(repository, version.personality)
     injections = [
-        Injection(layer, rows[state] - rows[other], positions, "add", label=positions)
+        Injection(layer, rows[1] - rows[0], "decision", "add", label="decision")
         for layer, rows in enumerate(table.table)
-        for positions, state, other in (("decision", 1, 0),)
         if bool(rows.any())
     ]
     everywhere = [
@@ -241,10 +241,8 @@ def test_a_route_that_transformers_cannot_read_needs_vllm(
 ) -> None:
     from personality.builds import steering_part
 
-    real = steering_part.bake
-
     def unreadable(*arguments: object, **options: object) -> object:
-        baked = real(*arguments, **options)  # type: ignore[arg-type]
+        baked = bake(*arguments, **options)  # type: ignore[arg-type]
         baked.plan = dataclasses.replace(baked.plan, readable_by_transformers=False)
         return baked
 

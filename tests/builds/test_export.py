@@ -70,6 +70,7 @@ def test_a_trained_behavior_is_added_exported_and_removed(repository: Repository
     assert not any("embed_tokens" in name or "norm" in name for name in manifest.tensors)
     add(repository, VectorLabel("listening"), 0.8)
     result = export(repository, History(repository).head(), "vllm", tmp_path / "out")
+    assert result.agreement is not None
     assert result.agreement.greatest_difference < 1e-5
     assert result.notes == ("vLLM itself was not started: the folder was loaded with transformers and compared",)
     found = read(tmp_path / "out")

@@ -107,6 +107,7 @@ def test_an_export_does_what_the_version_does(repository: Repository, tmp_path: 
     result = export(repository, version, "vllm", out, bake_unproven=True, shard_bytes=20_000)
     assert result.baked is not None
     assert result.baked.effect > 0.1
+    assert result.agreement is not None
     assert result.agreement.greatest_difference < 1e-3 * result.baked.effect
     found, wanted = predictions(out), hooked(repository, version)
     assert agreement(found, wanted).greatest_difference == pytest.approx(result.agreement.greatest_difference, abs=1e-5)

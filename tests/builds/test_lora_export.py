@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from personality.builds import lora_export
-from personality.builds.adapter_check import layer_losses
+from personality.builds.adapter_check import TensorLoss, layer_losses
 from personality.builds.export_folder import ExportRecord
 from personality.builds.lora_export import LoraExport, export_lora
 from personality.composition.composer import Composer
@@ -110,9 +110,9 @@ def test_a_lower_rank_loses_the_least_possible(repository: Repository, tmp_path:
 
 
 def test_layers_are_weighted_by_what_changes_there() -> None:
-    loss = lora_export.TensorLoss
-    (layer,) = layer_losses([loss("model.layers.2.a", 4, 3.0, 0.0), loss("model.layers.2.b", 4, 4.0, 2.0)])
-    assert (layer.layer, layer.tensors, layer.relative) == (2, 2, pytest.approx(0.4))
+    losses = [TensorLoss("model.layers.2.a", 4, 3.0, 0.0), TensorLoss("model.layers.2.b", 4, 4.0, 2.0)]
+    (layer,) = layer_losses(losses)
+    assert (layer.layer, layer.tensors) == (2, 2) and layer.relative == pytest.approx(0.4)
     assert (layer.worst, layer.worst_relative) == ("model.layers.2.b", 0.5)
 
 

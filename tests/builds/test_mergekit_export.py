@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from personality.builds import mergekit_export
 from personality.builds.mergekit_export import RECIPE, MergekitExport, export_mergekit
-from personality.builds.mergekit_recipe import base_reference, recipe_of
+from personality.builds.mergekit_recipe import base_reference, description, recipe_of
 from personality.composition.opening import composer_of
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import CorruptError, IncompatibleError, PersonaError
@@ -206,10 +206,8 @@ def test_a_version_that_steers(repository_copy: Path, tmp_path: Path) -> None:
 def test_a_merge_that_is_another_model_is_not_kept(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = mergekit_export.description
-
     def other(*arguments: Any) -> dict[str, Any]:
-        found = real(*arguments)
+        found = description(*arguments)
         found["models"][0]["parameters"]["weight"] *= 1.1
         return found
 
@@ -218,7 +216,7 @@ def test_a_merge_that_is_another_model_is_not_kept(
         exported(repository, tmp_path / "out")
 
     def impossible(*arguments: Any) -> dict[str, Any]:
-        return {**real(*arguments), "merge_method": "magic"}
+        return {**description(*arguments), "merge_method": "magic"}
 
     monkeypatch.setattr(mergekit_export, "description", impossible)
     with pytest.raises(PersonaError, match=r"mergekit 0\.\S+ fails on the recipe: .*magic"):

@@ -129,6 +129,7 @@ def test_an_export_reloads_with_plain_transformers(case: Case, tmp_path: Path) -
 
     add(case.repository, POLITE, 1.0)
     result = export(case.repository, History(case.repository).head(), "vllm", tmp_path / "out", shard_bytes=40_000)
+    assert result.agreement is not None
     assert result.agreement.greatest_difference <= 1e-5
     assert result.agreement.greedy == 1.0
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())

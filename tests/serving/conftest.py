@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ class Versions:
     folders: dict[str, Path]
 
 
-def make_versions(root: Path, seed: int = 1) -> Versions:
-    chat_base("llama", root / "repository/base")
+def make_versions(root: Path, seed: int = 1, change: Callable[[Path], object] = lambda base: None) -> Versions:
+    change(chat_base("llama", root / "repository/base"))
     fine_tuned(root / "repository/base", root / "tuned", seed=seed)
     for arguments in (
         ["init", "--base", "base"],

@@ -112,7 +112,7 @@ def test_another_base_is_refused_before_anything_is_touched(
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    stranger = make_stranger(exported, other)
+    stranger = make_stranger(other)
     server = start(exported.folders["v1"], way)
     with pytest.raises(IncompatibleError, match="serves the base"):
         deploy(Client(server.url), stranger.folders["v2"])
@@ -122,27 +122,16 @@ def test_another_base_is_refused_before_anything_is_touched(
     assert not export_path(stranger.repository, stranger.versions["v3"], plugin=True).exists()
 
 
-def make_stranger(exported: Versions, root: Path) -> Versions:
-    """The same on a base of which one thing differs: its chat template."""
-    from tests import tiny_chat
+def make_stranger(root: Path) -> Versions:
+    """The same on a base of which one thing differs: its configuration and how it generates."""
 
-    found = tiny_chat.chat_base
-
-    def changed(kind: str, folder: Path) -> Path:
-        base = found(kind, folder)
+    def change(base: Path) -> None:
         with (base / "generation_config.json").open("a") as file:
             file.write("\n")
         config = base / "config.json"
         config.write_text(config.read_text().replace('"model_type"', '"other": 1,\n  "model_type"'))
-        return base
 
-    from tests.serving import conftest
-
-    conftest.chat_base = changed
-    try:
-        return make_versions(root, seed=2)
-    finally:
-        conftest.chat_base = found
+    return make_versions(root, seed=2, change=change)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -225,7 +225,7 @@ def test_the_command_ends_in_order_when_it_is_told_to(copied: Versions, environm
         try:
             wait_for(lambda: Client(f"http://127.0.0.1:{port}").healthy() or process.poll() is not None)
             assert process.stdout is not None
-            lines = []
+            lines: list[str] = []
             while not lines or lines[-1] != "}\n":
                 lines.append(process.stdout.readline())
                 assert lines[-1], process.stderr.read() if process.stderr else ""
@@ -239,7 +239,9 @@ def test_the_command_ends_in_order_when_it_is_told_to(copied: Versions, environm
     assert not alive(state.vllm_pid)
 
 
-@pytest.mark.parametrize("extra", [("--api-key", "secret"), ("--api-key=secret",), ("--seed", "1", "--api-key", "secret")])
+@pytest.mark.parametrize(
+    "extra", [("--api-key", "secret"), ("--api-key=secret",), ("--seed", "1", "--api-key", "secret")]
+)
 def test_the_supervisor_knows_the_key_that_it_gave(environment: Path, extra: tuple[str, ...]) -> None:
     options = ServerOptions(find_vllm(environment), extra=extra)
     assert options.key == "secret"
@@ -248,7 +250,8 @@ def test_the_supervisor_knows_the_key_that_it_gave(environment: Path, extra: tup
 
 def test_what_vllm_is_started_with(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    options = ServerOptions(find_vllm(environment), host="::", port=8001, dtype="float32", max_length=64, positions=True)
+    vllm = find_vllm(environment)
+    options = ServerOptions(vllm, host="::", port=8001, dtype="float32", max_length=64, positions=True)
     command = options.command(Path("exports/v1"), ["--model-impl", "transformers"])
     assert command[1:3] == ["serve", "exports/v1"] and "--model-impl" in command
     assert command[command.index("--dtype") + 1] == "float32" and command[command.index("--max-model-len") + 1] == "64"

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_an_openai_client_talks_to_it(plugin: Serving, vllm: VllmEnvironment) ->
 
 def test_versions_are_switched_under_load_and_back(plugin: Serving) -> None:
     for label in ("v1", "v4", "v3", "v2"):
-        result, answers = under_load(plugin, lambda label=label: plugin.deploy(label))
+        result, answers = under_load(plugin, partial(plugin.deploy, label))
         assert result.verification.ok and result.verification.agreement.greedy > 0.99
         assert result.sharp
         # A request is answered by one version, from its first token to its last.
@@ -281,7 +282,7 @@ def test_the_end_leaves_nothing_behind(plugin: Serving) -> None:
 def test_stock_vllm_takes_versions_by_its_development_routes(stock: Serving) -> None:
     assert stock.told["plugin"] is False
     for label in ("v3", "v2"):
-        result, answers = under_load(stock, lambda label=label: stock.deploy(label))
+        result, answers = under_load(stock, partial(stock.deploy, label))
         assert result.before.way == "reload" and result.verification.ok and result.sharp
         assert 1 <= len(set(answers)) <= 2
         assert stock.serves(label)
