@@ -71,7 +71,7 @@ def recipe_of(composition: Composition, uses: Sequence[Use]) -> Recipe:
         raise IncompatibleError(
             "`--normalize mean` divides by the number of vectors that agree; mergekit can do that for equal scales "
             f"only, here they are {', '.join(f'{scale:g}' for scale in scales)}",
-            "give all behaviors one scale, or `persona method ties --normalize sum`, or export weights with `--to vllm`",
+            "give all behaviors one scale, or `persona method ties --normalize sum`, or export with `--to vllm`",
         )
     # Weights of 1 make mergekit's divisor the number of those that agree; the common scale goes into its factor.
     return Recipe("ties", True, composition.lam * scales[0], tuple(1.0 for _ in uses), densities)
