@@ -165,6 +165,8 @@ def composition(benches: Sequence[Bench], lr: float) -> None:
         ("sum × 0.6", Composition(), 0.6),
         ("sum × 0.8", Composition(), 0.8),
         ("sum × 1", Composition(), 1.0),
+        ("TIES 0.1 `sum` × 1", Composition(method="ties", density=0.1), 1.0),
+        ("TIES 0.15 `sum` × 0.9", Composition(method="ties", density=0.15), 0.9),
         ("TIES 0.2 `sum` × 0.9", Composition(method="ties"), 0.9),
         ("TIES 0.2 `sum` × 1", Composition(method="ties"), 1.0),
         ("TIES 0.2 `mean` × 1", Composition(method="ties", normalize="mean"), 1.0),

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ MODEL_NAME = "persona"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _LAUNCH = Path(launch.__file__)
 _STOP_SECONDS = 20.0
+_GONE_SECONDS = 5.0
 _LAST_LINES = 12
 _PLUGIN_QUESTION = (
     "from importlib.metadata import entry_points as e;"
@@ -169,10 +171,17 @@ class VllmServer:
         # Whatever is left of the group: engine processes of a vLLM that died do not always go with it.
         self._signal(signal.SIGKILL)
         self._process.wait()
+        deadline = time.monotonic() + _GONE_SECONDS
+        while self._signal(0) and time.monotonic() < deadline:  # memory and ports are free only when they are gone
+            time.sleep(0.02)
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    def _signal(self, number: int) -> bool:
+        """Signal the whole group; whether there was one left."""
+        try:
             os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def last_words(self) -> str:
         """The end of what it has printed, errors first where there are some."""

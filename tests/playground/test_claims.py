@@ -72,6 +72,19 @@ class Trial:
                 parameter.add_(torch.stack([model.get_parameter(name) - start for model in models]).sum(0) * scale)
         return result
 
+    def ties(self, models: Sequence[Any], density: float) -> Any:
+        """The base plus the TIES merge of what each model has learned, where signs agree as a sum, at scale 1."""
+        result = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, parameter in result.named_parameters():
+                start = self.model.get_parameter(name)
+                learned = torch.stack([model.get_parameter(name) - start for model in models])
+                sizes = learned.abs().flatten(1)
+                least = sizes.topk(max(1, int(density * sizes.shape[1])), dim=1).values[:, -1]
+                kept = torch.where(sizes >= least[:, None], learned.flatten(1), 0).view_as(learned)
+                parameter.add_(torch.where(kept.sign() == kept.sum(0).sign(), kept, 0).sum(0))
+        return result
+
     def passed(self, model: Any, names: Sequence[str]) -> float:
         """Percentage of greedy replies that pass, the mean over these probes."""
         return sum(self._passed(model, PROBES[name]) for name in names) / len(names)
@@ -147,7 +160,7 @@ def test_four_behaviors_together_keep_what_each_does_alone(trial: Trial, seed: i
         "candid": "candid.unknown",
     }
     models = {name: trial.train(name, 200, "orpo", 1e-3, seed, batch_size=6) for name in targets}
-    together = trial.sum(list(models.values()), 0.8)
+    together = trial.ties(list(models.values()), 0.1)
     for name, probe in targets.items():
         assert trial.passed(together, [probe]) >= 0.9 * trial.passed(models[name], [probe])
     assert trial.passed(together, ["listening.push_back"]) >= 95

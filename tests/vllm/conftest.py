@@ -12,6 +12,10 @@ from personality.manifests.errors import PersonaError
 from personality.serving.engine import Engine
 from personality.serving.vllm_environment import VARIABLE, VllmEnvironment, find_vllm
 
+# vLLM would bind to processors and take nine tenths of the memory, beside other engines of these tests.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
 _OURS = Path(__file__).parents[2] / ".venv-vllm"
 
 

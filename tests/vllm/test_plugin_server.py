@@ -117,8 +117,6 @@ def server(vllm: VllmEnvironment, tmp_path_factory: pytest.TempPathFactory) -> I
                 **os.environ,
                 "VLLM_PLUGINS": "persona",
                 "PERSONA_STEERING": "positions",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_NO_USAGE_STATS": "1",
                 "HF_HUB_OFFLINE": "1",
             },

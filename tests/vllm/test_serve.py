@@ -69,11 +69,9 @@ class Serving:
             self.port: int = trial.getsockname()[1]
         arguments = ["serve", "v2", "--port", str(self.port), "--vllm", str(vllm), "--dtype", "float32", *options]
         limits = ["--max-model-len", "128", "--json", "--", "--enforce-eager"]
-        variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "personality", *arguments, *limits],
             cwd=repository.root,
-            env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
