@@ -34,7 +34,7 @@ from personality.versions.changes import add
 BEHAVIOR = "concise"
 QUESTION = {
     "model": "persona",
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "Please rename the banner to river."}],
     "max_tokens": 32,
     "temperature": 0,
 }
