@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 from personality.baking.baked_weights import BakedWeights
 from personality.builds.built_steering import BuiltSteering, built_steering
+from personality.builds.new_folder import new_folder
 from personality.builds.writer import BUILD_RECORD, DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.composition.composer import Composer
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
-from personality.manifests.atomic import sync, temporary_beside, write_bytes
+from personality.manifests.atomic import write_bytes
 from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.repository import Repository
@@ -113,17 +113,10 @@ def write_build(
     """
     composer = composer or composer_of(repository, version.personality)
     plan = baked.plan if baked else None
-    temporary = temporary_beside(path)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise PersonaError(
-            f"cannot make a folder in {temporary.parent}: {error.strerror}", "choose another folder"
-        ) from error
-    try:
+    with new_folder(path) as folder:
         digests = write_checkpoint(
             baked or composer,
-            temporary,
+            folder,
             config=plan.config if plan else None,
             shard_bytes=shard_bytes,
             on_progress=on_progress,
@@ -136,32 +129,6 @@ def write_build(
             files=digests,
             steering=built_steering(composer.steering, plan, steering_file),
         )
-        write_bytes(temporary / BuildRecord.file_name, record.to_bytes())
+        write_bytes(folder / BuildRecord.file_name, record.to_bytes())
         if finish:
-            finish(temporary)
-        put_in_place(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a finished folder its name. One that bears it steps aside, and comes back when that fails.
-
-    Raises:
-        PersonaError: when the folder cannot get its name.
-    """
-    old = temporary_beside(path)
-    try:
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        if not path.exists():
-            raise PersonaError(
-                f"cannot put {path} in place: {error.strerror}", "mend the folder's permissions"
-            ) from error
-        # Another process was faster with the same version.
-    sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+            finish(folder)

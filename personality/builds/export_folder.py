@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from personality.builds.build import put_in_place
-from personality.manifests.atomic import temporary_beside, write_bytes
+from personality.manifests.atomic import write_bytes
 from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.tensor_file import digest_file
@@ -67,28 +63,6 @@ def check_free(path: Path, target: str, *, force: bool) -> None:
         )
     if not force:
         raise PersonaError(f"{path} holds an earlier export", "replace it with `--force`, or choose a new folder")
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that gets its name when the block ends without an error, and else is removed.
-
-    Raises:
-        PersonaError: when it cannot be made or named.
-    """
-    path = path.absolute()
-    temporary = temporary_beside(path)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise PersonaError(
-            f"cannot make a folder in {temporary.parent}: {error.strerror}", "choose another folder"
-        ) from error
-    try:
-        yield temporary
-        put_in_place(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def digests_of(folder: Path) -> dict[str, str]:

@@ -18,8 +18,9 @@ from personality.builds.adapter_check import (
     whole,
 )
 from personality.builds.adapter_targets import adapter_targets
-from personality.builds.export_folder import ExportRecord, check_free, digests_of, new_folder, write_record
+from personality.builds.export_folder import ExportRecord, check_free, digests_of, write_record
 from personality.builds.model_card import model_card
+from personality.builds.new_folder import new_folder
 from personality.builds.writer import Progress
 from personality.composition.composer import Composer
 from personality.composition.low_rank_sum import Truncated, truncate_matrix, truncate_sum

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from personality.builds.export_folder import ExportRecord, check_free, digests_of, new_folder, write_record
+from personality.builds.export_folder import ExportRecord, check_free, digests_of, write_record
 from personality.builds.mergekit_recipe import base_reference, check_carried, description, recipe_of
+from personality.builds.new_folder import new_folder
 from personality.builds.writer import DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.composition.composer import Composer
 from personality.composition.opening import composer_of
