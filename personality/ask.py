@@ -1,12 +1,10 @@
-"""`ask`: one prompt to one or several versions, composed in memory."""
+"""`ask`: one prompt to one version, composed in memory."""
 
 from __future__ import annotations
 
-from personality.composition.opening import composer_of
-from personality.evaluation.replies import replies
+from personality.conversation.conversation import Conversation
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
-from personality.model import load_composed, load_tokenizer, threads_for
 
 
 def ask(
@@ -30,11 +28,12 @@ def ask(
         temperature: 0 for greedy.
         seed: of sampling.
     """
-    chat = [{"role": "user", "content": prompt}]
-    if system:
-        chat.insert(0, {"role": "system", "content": system})
-    composer = composer_of(repository, version.personality)
-    model, tokenizer = load_composed(composer), load_tokenizer(composer.base.folder)
-    with threads_for(model):
-        answers = replies(model, tokenizer, [chat], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    return answers[0]
+    conversation = Conversation(
+        repository,
+        [(version, version.label)],
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return conversation.say(prompt).answers[0].text

@@ -31,8 +31,8 @@ def ask(
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
-    """Ask one or several versions, weights and steering composed in memory."""
-    from personality.ask import ask as ask_version
+    """Ask one or several versions side by side, weights and steering composed in memory; answers stream."""
+    from personality.conversation.conversation import Conversation
     from personality.versions.history import History
 
     out = Output("ask", as_json=as_json)
@@ -49,24 +49,20 @@ def ask(
     if not prompt.strip():
         raise UsageError("the prompt is empty", 'persona ask v4 "…"')
     versions = [find_version(out, repository, name)[1] for name in names]
-    answers = [
-        ask_version(
-            repository,
-            version,
-            prompt,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
-        for version in versions
-    ]
     labels = [history.label(version) for version in versions]
+    conversation = Conversation(
+        repository,
+        list(zip(versions, labels, strict=True)),
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    with out.replies(labels) as on_text:
+        answers = [answer.text for answer in conversation.say(prompt, on_text).answers]
 
     def human() -> None:
-        if len(answers) == 1:
-            out.line(answers[0])
-        else:
+        if on_text is None:
             out.table(["", ""], list(zip(labels, answers, strict=True)))
 
     out.result(

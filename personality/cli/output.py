@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -86,6 +87,35 @@ class Output:
         lines = captured.get().splitlines()
         sys.stdout.write("".join(f"{line if sys.stdout.isatty() else line.rstrip()}\n" for line in lines))
 
+    @contextlib.contextmanager
+    def replies(self, labels: Sequence[str]) -> Iterator[Callable[[str, str], None] | None]:
+        """Texts that grow while the block runs: one as it comes, several side by side on a terminal.
+
+        Args:
+            labels: of the texts, in order.
+
+        Yields:
+            A function to call with a label and the next piece of its text; None where whole texts are wanted later.
+        """
+        if self.as_json or self._quiet or (len(labels) > 1 and not sys.stdout.isatty()):
+            yield None
+        elif len(labels) == 1:
+            yield lambda _, piece: self._piece(piece)
+            self._piece("\n")
+        else:
+            texts = dict.fromkeys(labels, "")
+
+            def grow(label: str, piece: str) -> None:
+                texts[label] += piece
+                live.update(_columns(texts))
+
+            with Live(_columns(texts), console=self._out, refresh_per_second=12) as live:
+                yield grow
+
+    def _piece(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A remark on stderr: never part of the data."""
         if not self.as_json and not self._quiet:
@@ -129,6 +159,15 @@ class Output:
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(what, total=None, text="")
             yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+
+
+def _columns(texts: dict[str, str]) -> Table:
+    """Texts beside each other, each under its label."""
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for label in texts:
+        table.add_column(Text(label), ratio=1, overflow="fold")
+    table.add_row(*(Text(text) for text in texts.values()))
+    return table
 
 
 def megabytes_per_second(started: float, done: int) -> str:

@@ -58,12 +58,14 @@ def reply_ids(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 128,
+    streamer: Any = None,
 ) -> list[list[int]]:
     """What the model writes behind prompts, token ids, with the token that ends a reply and any padding behind it.
 
     Args:
         heads: token ids of prompts up to where the reply begins.
         model, tokenizer, max_new_tokens, temperature, seed, batch_size: as for `replies`.
+        streamer: of transformers; told each token as it comes, for one prompt only.
     """
     order = sorted(range(len(heads)), key=lambda i: len(heads[i]))
     answers: list[list[int]] = [[] for _ in heads]
@@ -79,6 +81,7 @@ def reply_ids(
                 attention_mask=mask.to(device),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id(tokenizer),
+                streamer=streamer,
                 **sampling,
             )
         except RuntimeError as error:
