@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from personality.builds.certificate import Certificate
+from personality.live import publishing
 from personality.live.earlier import Earlier, find_earlier, live_folder
 from personality.live.live_report import LiveReport
 from personality.live.publisher import Publisher
 from personality.live.publishing import LiveOptions
+from personality.live.snapshot_export import SnapshotExport
 from personality.making.training_job import TrainingJob
 from personality.making.training_run import Trained, train_behavior
 from personality.manifests.errors import IncompatibleError, PersonaError, UsageError
@@ -54,9 +56,17 @@ def run(repository: Repository, server: FakeServer, **given: Any) -> tuple[Train
     return trained, trained.live
 
 
+class ComposedHere(SnapshotExport):
+    """What composes snapshots, in this process: for trainings that wait for it, and spare it a process of its own."""
+
+    def close(self) -> None:
+        """There is no process to end."""
+
+
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the training wait for each snapshot to be served, so that none is passed over."""
+    monkeypatch.setattr(publishing, "SnapshotProcess", ComposedHere)
     take = Publisher.take
 
     def taken(self: Publisher, *arguments: Any) -> None:
