@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     from personality.manifests.repository import Repository
 
 
+_LIVE = ("live", "live_every", "live_scale", "live_keep")
+_WITH_RESUME = ("behavior", "resume", "tensorboard", *_LIVE, "as_json", "directory")
+"""What may be said to a run that was interrupted; the rest is what it began with."""
+
+
 @examples(
     "persona train listening --data listening.jsonl --general general.jsonl",
     "persona train concise --data concise.jsonl --general general.jsonl --method dpo --lora 16",
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     "persona train listening --data listening.jsonl --general general.jsonl --live http://127.0.0.1:8000",
 )
 def train(
+    invocation: typer.Context,
     behavior: Annotated[str, typer.Argument(help="Name of the behavior.")],
     data: Annotated[
         Path | None,
@@ -242,11 +248,10 @@ def train(
     served = _live(live, live_every, live_scale, live_keep, auto)
     unfinished = None
     if resume:
-        others = (data, general, auto, skip, example_count, fresh, allow_repeats, contrastive, avoid, prevent, force)
-        prevents, avoids = (prevent_scale != 1 or prevent_layers), (avoid_two_sided or keep_magnitude)
-        if given or any(others) or prevents or avoids or not preflight:
+        typed = [option for name, option in _typed(invocation).items() if name not in _WITH_RESUME]
+        if typed:
             raise UsageError(
-                "--resume goes on with a run's own data and settings",
+                f"--resume goes on with a run's own data and settings, and {typed[0]} is one of these",
                 f"leave out the other options: `persona train {behavior} --resume`",
             )
         unfinished = unfinished_run(repository, behavior)
@@ -296,6 +301,16 @@ def train(
     _show(out, trained)
     training = trained.manifest.making.training
     return 3 if training is not None and training.stopped is not None else 0
+
+
+def _typed(invocation: typer.Context) -> dict[str, str]:
+    """What was given on the command line: parameters by name, as they are typed."""
+    found = {}
+    for parameter in invocation.command.params:
+        source = invocation.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            found[parameter.name or ""] = parameter.opts[0]
+    return found
 
 
 def _live(url: str, every: int | None, scale: float, keep: bool, rounds: int | None) -> LiveOptions | None:

@@ -399,8 +399,9 @@ def test_a_run_is_gone_on_with_as_it_was_or_not_at_all(repository_copy: Path, pe
     data.write_text(before.replace("the", "a", 1))
     code, _, err = persona("train", "warm", "--resume", cwd=repository_copy)
     assert code == 1 and "cannot be gone on with" in err
-    code, _, err = persona("train", "warm", "--resume", "--lr", "0.5", cwd=repository_copy)
-    assert code == 2 and "leave out the other options" in err
+    for option in ("--lr=0.5", "--no-placebo", "--avoid-top=3", "--probe-rows=40", "--examples=9"):
+        code, _, err = persona("train", "warm", "--resume", option, cwd=repository_copy)
+        assert code == 2 and "leave out the other options" in err, option
     data.write_text(before)
     assert persona("train", "warm", "--resume", cwd=repository_copy)[0] == 0
 
