@@ -136,6 +136,14 @@ def repository_copy(playground: Path, tmp_path: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def history_repository(playground: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A `Repository` with nine versions, one of which broke something; read-only, so copy it before writing."""
+    from tests.search_repository import make_history
+
+    return make_history(playground, tmp_path_factory.mktemp("history") / "play")
+
+
 def run_persona(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     """Run the command line in this process; returns exit code, stdout and stderr."""
     import contextlib

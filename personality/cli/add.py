@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from personality.cli.evaluation_lines import FAILED, show_gate
 from personality.cli.options import DirectoryOption, JsonOption, MessageOption, examples, open_repository, show_recorded
 from personality.cli.output import Output
 
 if TYPE_CHECKING:
-    from personality.manifests.personality_record import Use
+    from personality.manifests.names import VectorLabel
+    from personality.manifests.personality_record import LayerRange, Use
     from personality.manifests.repository import Repository
 
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     "persona add listening --scale 0.8",
     "persona add listening@2 --scale 0.5 --layers 10-20",
     'persona add flattery --scale -1 -m "take the flattery out"',
+    "persona add listening --gate gate.toml",
 )
 def add(
     vector: Annotated[str, typer.Argument(help="NAME (its newest vector) or NAME@N.")],
@@ -31,6 +35,12 @@ def add(
     layers: Annotated[str, typer.Option(help="Only in layers A-B, both included.", show_default="all")] = "",
     density: Annotated[
         float | None, typer.Option(help="TIES density of this vector.", show_default="the method's")
+    ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Measure first: record nothing and exit with 3 when a bound fails.", show_default=False
+        ),
     ] = None,
     message: MessageOption = "",
     as_json: JsonOption = False,
@@ -47,6 +57,8 @@ def add(
     repository = open_repository(directory)
     where = LayerRange.parse(layers) if layers else None
     label = VectorLabel.parse(vector)
+    if gate is not None:
+        scale = _pass_gate(out, repository, gate, label, scale, where, density)
     if density is not None and repository.config().composition.method == "linear":
         out.warn("`linear` keeps every element: the density takes effect with `persona method ties`")
     recorded = add_use(repository, label, scale, layers=where, density=density, message=message)
@@ -55,6 +67,42 @@ def add(
         out, recorded, [item for item in related if label.behavior in map(_behavior, (item.first, item.second))]
     )
     _remarks(out, repository, recorded.version.personality.use_of(label.behavior))
+
+
+def _pass_gate(
+    out: Output,
+    repository: Repository,
+    gate: Path,
+    label: VectorLabel,
+    scale: float | None,
+    layers: LayerRange | None,
+    density: float | None,
+) -> float:
+    """Measure what would be recorded; returns its scale.
+
+    Raises:
+        typer.Exit: with 3, when it fails; the result has been given then.
+    """
+    from personality.evaluation.gate import check_personality, read_gate
+    from personality.versions.recipe import find_vector, use_vector, working_personality
+
+    wanted = read_gate(gate)
+    if scale is None:
+        steering = find_vector(repository, label).steering
+        scale = steering.proof.scale if steering is not None and steering.proof is not None else 1.0
+    target = working_personality(repository).with_use(use_vector(repository, label, scale, layers, density))
+    checks = check_personality(repository, wanted, target)
+    if all(check.kept for check in checks):
+        out.note(f"{len(checks)} bounds of {gate} are kept")
+        return scale
+    data = {"recorded": False, "personality": str(target), "gate": [check.as_json() for check in checks]}
+
+    def human() -> None:
+        out.line(f"not recorded: {target} fails {gate}", "bold")
+        show_gate(out, checks)
+
+    out.result(data, human)
+    raise typer.Exit(FAILED)
 
 
 _REACHED = 0.9  # nats

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from personality.cli.options import DirectoryOption, examples, find_version, open_repository
+from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output
 from personality.manifests.errors import PersonaError, UsageError
 
@@ -37,12 +38,16 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
-    """Talk to one or several versions side by side; `/help` tells what else can be typed, such as `/version v3`."""
+    """Talk to one or several versions side by side; `/help` tells what else can be typed, such as `/version v3`.
+
+    With --json each turn gives one object.
+    """
     from personality.conversation.conversation import Conversation
 
-    out = Output("chat", as_json=False)
+    out = Output("chat", as_json=as_json)
     repository = open_repository(directory)
     found = _find(out, repository, versions or ["head"])
     conversation = Conversation(
@@ -103,8 +108,12 @@ class _Session:
         labels = [label for _, label in self._conversation.versions]
         with self._out.replies(labels) as on_text:
             exchange = self._conversation.say(text.strip(), on_text)
-        if on_text is None:
-            self._out.table(["", ""], [(answer.label, answer.text) for answer in exchange.answers])
+
+        def human() -> None:
+            if on_text is None:
+                self._out.table(["", ""], [(answer.label, answer.text) for answer in exchange.answers])
+
+        self._out.result(asdict(exchange), human)
 
     def _version(self, words: list[str]) -> None:
         if not words:

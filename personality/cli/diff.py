@@ -2,108 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from personality.cli.difference_lines import further_rows, module_rows, owner_lines, show_transcript
 from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
 from personality.cli.output import Output
 from personality.cli.tables import LEGEND, effect_rows, layer_rows, steering_rows
 
 if TYPE_CHECKING:
-    from personality.evaluation.evaluate import Effect
+    from personality.difference.difference import Difference
 
 _DIFFERENT = 3
+_FIGURES = [">norm A", ">norm B", ">norm of change", ">cosine", ">sign flips"]
 
 
 @examples(
     "persona diff v3 v4",
-    "persona diff v3 v4 --effect",
+    "persona diff v3 v4 --effect --replies 3",
+    "persona diff v3 v4 --effect --html v4.html",
     "persona diff stable head --exit-code --json",
 )
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="The older version.")],
     after: Annotated[str, typer.Argument(metavar="B", help="The newer version.")] = "head",
+    modules: Annotated[bool, typer.Option("--modules", help="Show each layer's modules too.")] = False,
     effect: Annotated[bool, typer.Option("--effect", help="Also measure what the change does, by the probes.")] = False,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of each probe for --effect.", show_default="all")
+    ] = None,
+    replies: Annotated[
+        int, typer.Option(min=0, help="With --effect: so many of the replies that changed most, side by side.")
+    ] = 5,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.", show_default=False)
     ] = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 when the versions differ.")] = False,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
-    """Show what changed from A to B: the recipe, the weights layer by layer, and with --effect the behavior."""
-    from personality.composition.opening import composer_of
-    from personality.composition.steering_diff import steering_diff
-    from personality.composition.weight_diff import weight_diff
-    from personality.evaluation.evaluate import compare_effects, evaluate
+    """Show what changed from A to B: the recipe, the weights layer by layer and who owns the change, and with --effect
+    the behavior, with the replies that changed most.
+    """
+    from personality.difference.difference import differ, measure_difference
     from personality.versions.history import History
-    from personality.versions.recipe import compare_recipes
 
     out = Output("diff", as_json=as_json)
     repository = open_repository(directory)
-    history = History(repository)
-    old, new = history.find(before), find_version(out, repository, after)[1]
-    recipe = compare_recipes(old.personality, new.personality)
-    composers = [composer_of(repository, version.personality) for version in (old, new)] if recipe else []
-    layers = weight_diff(*composers) if composers else []
-    steering = steering_diff(*(composer.steering for composer in composers)) if composers else []
-    effects: list[Effect] = []
+    old, new = History(repository).find(before), find_version(out, repository, after)[1]
+    found = differ(repository, old, new)
     if effect:
         with out.progress("measure") as advance:
-            evaluations = [evaluate(repository, version, rows=rows, on_probe=advance) for version in (old, new)]
-        effects = compare_effects(*evaluations)
+            measured = measure_difference(repository, old, new, rows=rows, replies=replies, on_step=advance)
+        found = replace(found, measured=measured)
+    if html is not None:
+        from personality.difference.page.page import write_page
 
-    def human() -> None:
-        out.line(f"{history.label(old)} → {history.label(new)}", "bold")
-        for change in recipe:
-            out.line(f"  {change}")
-        if not recipe:
-            out.line("  the same recipe")
-        if layers:
-            out.line()
-            out.table(["layer", ">norm A", ">norm B", ">norm of change", ">cosine", ">sign flips"], layer_rows(layers))
-        if steering:
-            out.line()
-            out.table(
-                ["steering after layer", "at", ">norm A", ">norm B", ">norm of change", ">cosine"],
-                steering_rows(steering),
-            )
-        if effect:
-            out.line()
-            out.table(
-                ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P"],
-                effect_rows(effects),
-            )
-            out.line(LEGEND)
-
-    data: dict[str, Any] = {
-        "before": old.id,
-        "after": new.id,
-        "recipe": [change.as_json() for change in recipe],
-        "layers": [asdict(layer) for layer in layers],
-        "steering": [asdict(item) for item in steering],
-    }
-    if effect:
-        data["effects"] = [effect_json(item) for item in effects]
-    out.result(data, human)
-    if exit_code and recipe:
+        write_page(found, html)
+    out.result(found.as_json(), lambda: _show(out, found, modules=modules))
+    if html is not None:
+        out.note(f"the page: {html}")
+    if exit_code and found.recipe:
         raise typer.Exit(_DIFFERENT)
 
 
-def effect_json(effect: Effect) -> dict[str, Any]:
-    """An effect as JSON data."""
-    figures = {
-        "before": effect.before,
-        "after": effect.after,
-        "change": effect.change,
-        "probability_before": effect.probability_before,
-        "probability_after": effect.probability_after,
-        "probability_change": effect.probability_change,
-    }
-    return {
-        "probe": effect.probe,
-        "shown": effect.shown,
-        **{name: figure.as_json() if figure else None for name, figure in figures.items()},
-    }
+def _show(out: Output, found: Difference, *, modules: bool) -> None:
+    out.line(f"{found.before.label} → {found.after.label}", "bold")
+    for change in found.recipe:
+        out.line(f"  {change}")
+    if not found.recipe:
+        out.line("  the same recipe")
+    if found.weights.layers:
+        out.line()
+        if modules:
+            out.table(["layer", "module", *_FIGURES, ">changed", ">rounded"], module_rows(found.weights))
+        else:
+            out.table(["layer", *_FIGURES], layer_rows(list(found.weights.layers)))
+        for line in owner_lines(found):
+            out.line(line)
+    if found.steering:
+        out.line()
+        out.table(
+            ["steering after layer", "at", ">norm A", ">norm B", ">norm of change", ">cosine"],
+            steering_rows(list(found.steering)),
+        )
+    if found.measured is None:
+        return
+    out.line()
+    out.table(
+        ["probe", ">A", ">B", ">change (95% interval)", ">P A", ">P B", ">change of P"],
+        effect_rows(list(found.measured.effects)),
+    )
+    out.line(LEGEND)
+    if further := further_rows(found.measured.effects):
+        out.line()
+        out.table(["probe", "further figures", ">A", ">B", ">change (95% interval)"], further)
+    for transcript in found.measured.transcripts:
+        out.line()
+        show_transcript(out, transcript, (found.before.label, found.after.label))

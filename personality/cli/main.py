@@ -12,14 +12,17 @@ from typing import Annotated
 import typer
 
 from personality.cli import (
+    ablate,
     add,
     ask,
     bisect,
     build,
     chat,
+    check,
     demo,
     deploy,
     diff,
+    dose,
     eval_,
     export,
     extract,
@@ -47,6 +50,7 @@ from personality.cli import (
     sweep,
     tag,
     train,
+    tune,
     undo,
     vectors,
     verify,
@@ -87,6 +91,7 @@ _VERBS = (
     ("rm", rm.rm, "Change the personality"),
     ("method", method.method, "Change the personality"),
     ("save", save.save, "Change the personality"),
+    ("check", check.check, "Change the personality"),
     ("status", status.status, "History"),
     ("log", log.log, "History"),
     ("show", show.show, "History"),
@@ -103,6 +108,9 @@ _VERBS = (
     ("read", read.read, "Use"),
     ("screen", screen.screen, "Use"),
     ("bisect", bisect.bisect, "Search"),
+    ("ablate", ablate.ablate, "Search"),
+    ("dose", dose.dose, "Search"),
+    ("tune", tune.tune, "Search"),
     ("build", build.build, "Use"),
     ("export", export.export, "Use"),
     ("serve", serve.serve, "Serve"),
@@ -112,8 +120,8 @@ _VERBS = (
     ("version", version.version, "Keep"),
 )
 for _name, _function, _panel in _VERBS:
-    # A negative scale is an argument, not an option: `persona scale listening -1`.
-    _settings = {"ignore_unknown_options": True} if _name == "scale" else None
+    # A negative scale is an argument, not an option: `persona scale listening -1`, `persona dose warm -1..1`.
+    _settings = {"ignore_unknown_options": True} if _name in ("scale", "dose") else None
     app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_function)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from personality.composition.steering_diff import SteeringDiff
     from personality.composition.weight_diff import LayerDiff
     from personality.evaluation.evaluate import Effect
-    from personality.manifests.evaluation import Evaluation, Figure
+    from personality.manifests.evaluation import Figure
 
 LEGEND = "≈ no difference shown · P probability of opening the reply the wanted way, where a probe declares openings"
 P_MEANS = "P: probability of opening the reply the wanted way, where a probe declares its openings"
@@ -36,7 +36,7 @@ def steering_rows(steering: list[SteeringDiff]) -> list[tuple[str, ...]]:
     return [
         (
             str(item.layer),
-            ", ".join([item.positions, *[item.mode] * (item.mode != "add"), *[item.condition] * bool(item.condition)]),
+            item.place,
             f"{item.norm_before:.3f}",
             f"{item.norm_after:.3f}",
             f"{item.norm_change:.3f}",
@@ -78,22 +78,6 @@ def measure_rows(measures: dict[str, dict[str, float]], indent: str) -> list[tup
         ]
         rows.append((f"{indent}{probe}", *cells))
     return rows
-
-
-def result_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Table rows, one a probe: counts and intervals; the margin in nats per token."""
-    return [
-        (
-            item.probe,
-            f"{sum(item.outcomes)}/{item.passed.n} = {percent(item.passed.value)}",
-            str(item.passed.n),
-            interval(item.passed),
-            percent(item.probability.value) if item.probability else "",
-            interval(item.probability) if item.probability else "",
-            f"{item.margin.value:+.2f}" if item.margin else "",
-        )
-        for item in evaluation.results
-    ]
 
 
 def interval(figure: Figure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from personality.composition import kernels
 from personality.composition.layering import layered_names
 from personality.composition.threshold import kth_largest_magnitude
-from personality.manifests.errors import IncompatibleError, PersonaError
+from personality.manifests.errors import FallenApartError, IncompatibleError
 from personality.manifests.personality_record import Composition, Personality, Use
 from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.checkpoint import Checkpoint, listing
@@ -110,6 +110,31 @@ class Composer:
         plain.steering = ()
         return plain
 
+    def keeping(self, acts: Callable[[str, int | None], bool]) -> Composer:
+        """The same composition with parts of the uses left out; what TIES trims stays what it was for whole vectors.
+
+        Args:
+            acts: whether a use, by its label, acts in a layer; the layer is None for tensors outside of all layers.
+        """
+        kept = copy.copy(self)
+        kept._touching = {}
+        for name, sources in self._touching.items():
+            if found := [source for source in sources if acts(source.use.label, layer_of(name))]:
+                kept._touching[name] = found
+        kept.steering = tuple(item for item in self.steering if acts(item.label, item.layer))
+        return kept
+
+    @property
+    def acting(self) -> dict[str, set[int | None]]:
+        """The layers in which each use acts, by its label; None stands for tensors outside of all layers."""
+        found: dict[str, set[int | None]] = {item.label: set() for item in self.steering}
+        for item in self.steering:
+            found[item.label].add(item.layer)
+        for name, sources in self._touching.items():
+            for source in sources:
+                found.setdefault(source.use.label, set()).add(layer_of(name))
+        return found
+
     @property
     def layer_dtype(self) -> torch.dtype:
         """Of the base's layers: what is added after one is rounded to it, as a bias in a checkpoint would be."""
@@ -125,7 +150,7 @@ class Composer:
         """The composed tensor, in the base's dtype and shape; a mapped one when it is the base's own.
 
         Raises:
-            PersonaError: when the result overflows the base's dtype.
+            FallenApartError: when the result overflows the base's dtype.
         """
         if name not in self._touching:
             return self.base.tensor(name)
@@ -135,7 +160,7 @@ class Composer:
         for start, stop, delta in self._delta_blocks(name):
             composed[start:stop] = kernels.add_to_base(base[start:stop], delta)
         if not bool(torch.isfinite(composed).all()):
-            raise PersonaError(
+            raise FallenApartError(
                 f"composing `{name}` gives NaN or infinite values in {spec.dtype}",
                 "the scales are too large for these vectors, or the base itself is damaged: `persona verify`",
             )
@@ -153,7 +178,7 @@ class Composer:
             for start, stop, delta in self._delta_blocks(name):
                 total[start:stop] = delta
             if not bool(torch.isfinite(total).all()):
-                raise PersonaError(f"the change of `{name}` overflows", "the scales are too large for these vectors")
+                raise _overflow(name)
         return total.reshape(spec.shape)
 
     def factors(self, name: str) -> list[tuple[Tensor, Tensor]] | None:
@@ -172,7 +197,7 @@ class Composer:
             left, right = source.vector.factors(name)
             left = left * (source.use.scale * source.vector.scaling(name))
             if not bool(torch.isfinite(left).all()):
-                raise PersonaError(f"the change of `{name}` overflows", "the scales are too large for these vectors")
+                raise _overflow(name)
             found.append((left, right))
         return found
 
@@ -215,3 +240,7 @@ class Composer:
         for name in names:
             for start, stop in row_blocks(self.base.specs[name], BLOCK_ELEMENTS):
                 yield source.vector.rows(name, start, stop)
+
+
+def _overflow(name: str) -> FallenApartError:
+    return FallenApartError(f"the change of `{name}` overflows", "the scales are too large for these vectors")

@@ -36,6 +36,13 @@ class SteeringDiff:
     norm_change: float
     cosine: float | None
 
+    @property
+    def place(self) -> str:
+        """Positions, and mode and condition where they are not the usual ones, in words."""
+        return ", ".join(
+            [self.positions, *[self.mode] * (self.mode != "add"), *[self.condition] * bool(self.condition)]
+        )
+
 
 @dataclass(frozen=True)
 class Interference:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from personality.evaluation.intervals import mean, paired_difference, share
+from personality.evaluation.intervals import mean, paired_difference, paired_share_difference, share
 from personality.evaluation.suite import Probe
 from personality.manifests.errors import UsageError
 from personality.manifests.evaluation import Figure, ProbeResult
@@ -38,20 +38,26 @@ class Goal:
     def values(self, results: Sequence[ProbeResult]) -> list[float]:
         """Continuous where all of its probes are: the probability of the wanted opening, row by row; else 0 or 1."""
         found = {result.probe: result for result in results}
-        if all(found[name].probabilities for name in self.probes):
+        if self._continuous(results):
             return [value for name in self.probes for value in found[name].probabilities]
         return [float(outcome) for outcome in self.outcomes(results)]
+
+    def _continuous(self, results: Sequence[ProbeResult]) -> bool:
+        found = {result.probe: result for result in results}
+        return all(found[name].probabilities for name in self.probes)
 
     def passed(self, results: Sequence[ProbeResult]) -> Figure:
         """Share of passing replies, 0 to 1 (Wilson interval)."""
         return share(self.outcomes(results))
 
     def value(self, results: Sequence[ProbeResult]) -> Figure:
-        """Mean of `values`, 0 to 1 (bootstrap interval)."""
-        return mean(self.values(results))
+        """Mean of `values`, 0 to 1 (bootstrap interval; Wilson's where they are replies that pass or not)."""
+        return mean(self.values(results)) if self._continuous(results) else self.passed(results)
 
     def change(self, before: Sequence[ProbeResult], after: Sequence[ProbeResult]) -> Figure:
-        """Paired difference of `values`, after − before (bootstrap interval)."""
+        """Paired difference of `values`, after − before (bootstrap interval; Newcombe's where they are replies)."""
+        if not (self._continuous(before) and self._continuous(after)):
+            return paired_share_difference(self.outcomes(before), self.outcomes(after))
         return paired_difference(self.values(before), self.values(after))
 
 

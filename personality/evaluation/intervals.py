@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from personality.manifests.evaluation import Figure
 
 _Z = 1.959963984540054
 _RESAMPLES = 2000
+_CLUSTER_RESAMPLES = 500
 
 
 def share(outcomes: Sequence[bool]) -> Figure:
@@ -23,7 +24,7 @@ def share(outcomes: Sequence[bool]) -> Figure:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """A mean with a percentile bootstrap interval (Efron 1979)."""
+    """A mean with a percentile bootstrap interval (Efron 1979), expanded for small samples (Hesterberg 2015)."""
     array = np.asarray(values, dtype=np.float64)
     low, high = _bootstrap(array)
     value = float(array.mean())
@@ -81,8 +82,58 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Figure
     return mean([b - a for a, b in zip(before, after, strict=True)])
 
 
+def clustered(rows: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], float]) -> Figure:
+    """A statistic of values that come in rows, with a percentile bootstrap interval that draws whole rows: values of
+    one row are not independent (Cameron, Gelbach and Miller 2008, Review of Economics and Statistics 90:414).
+
+    Args:
+        rows: at least one, each with at least one value.
+        statistic: of all values together.
+    """
+    arrays = [np.asarray(row, dtype=np.float64) for row in rows]
+    generator = np.random.default_rng(0)
+    picks = generator.integers(0, len(arrays), size=(_CLUSTER_RESAMPLES, len(arrays)))
+    found = [statistic(np.concatenate([arrays[i] for i in pick])) for pick in picks]
+    tail = _expanded_tail(len(arrays))
+    low, high = np.percentile(found, [tail, 100 - tail])
+    value = statistic(np.concatenate(arrays))
+    return Figure(value=value, low=min(float(low), value), high=max(float(high), value), n=len(arrays))
+
+
+def independent_sum(first: Figure, second: Figure, shift: float = 0.0) -> Figure:
+    """The sum of two figures that rest on different rows, by square-and-add of their own intervals (Zou and Donner
+    2008, Statistics in Medicine 27:1693, equation 7 for a sum): it keeps what is good about them near 0 and 1.
+
+    Args:
+        first, second: figures.
+        shift: added to the sum.
+    """
+    value = first.value + second.value + shift
+    low = math.hypot(first.value - first.low, second.value - second.low)
+    high = math.hypot(first.high - first.value, second.high - second.value)
+    return Figure(value=value, low=value - low, high=value + high, n=first.n + second.n)
+
+
 def _bootstrap(array: np.ndarray) -> tuple[float, float]:
     generator = np.random.default_rng(0)
     picks = generator.integers(0, len(array), size=(_RESAMPLES, len(array)))
-    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    tail = _expanded_tail(len(array))
+    low, high = np.percentile(array[picks].mean(axis=1), [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(n: int) -> float:
+    """Percentile to read a bootstrap of n values at, so that small samples get intervals as wide as Student's.
+
+    A bootstrap draws from a sample whose spread is too small by √((n − 1)/n) and knows no t: read at 2.5% it misses
+    more often than one time in twenty. Hesterberg 2015 (The American Statistician 69:371, section 5.3) reads it at
+    Φ(−√(n/(n − 1)) · t), with t the quantile of Student's distribution with n − 1 degrees of freedom.
+    """
+    if n < 2:
+        return 2.5
+    z, degrees = _Z, n - 1
+    # Student's quantile from the normal one (Abramowitz and Stegun 1964, 26.7.5).
+    t = z + (z**3 + z) / (4 * degrees)
+    t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return 50 * math.erfc(math.sqrt(n / degrees) * t / math.sqrt(2))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from personality.manifests.errors import DataError, PersonaError
+from personality.manifests.errors import DataError, FallenApartError
 from personality.vectors.steering.reply_starts import reply_starts
 from personality.vectors.training.response import keeps_logits
 
@@ -79,15 +80,15 @@ def check_finite(scores: torch.Tensor) -> None:
     """Refuse a model that no longer predicts anything.
 
     Raises:
-        PersonaError: for NaN or infinite log-probabilities.
+        FallenApartError: for NaN or infinite log-probabilities.
     """
     if not bool(torch.isfinite(scores).all()):
         raise fallen_apart()
 
 
-def fallen_apart() -> PersonaError:
+def fallen_apart() -> FallenApartError:
     """The error for a model whose predictions are no numbers."""
-    return PersonaError(
+    return FallenApartError(
         "the model predicts NaN or infinite probabilities: it has fallen apart",
         "its scales are too large: `persona scale NAME SMALLER`",
     )
@@ -142,7 +143,17 @@ def opening_probabilities(
         prompts: chats up to the reply.
         yes, no: openings, none the beginning of another.
     """
-    openings = [*yes, *no]
+    shares = opening_shares(model, tokenizer, prompts, [*yes, *no])
+    return [math.fsum(row[: len(yes)]) for row in shares]
+
+
+def opening_shares(model: Any, tokenizer: Any, prompts: Sequence[Chat], openings: Sequence[str]) -> list[list[float]]:
+    """For each prompt, P(opening) / (sum of P over the openings) of each opening, 0 to 1, by teacher forcing.
+
+    Args:
+        model, tokenizer, prompts: as for `opening_probabilities`.
+        openings: none the beginning of another.
+    """
     spans = []
     for prompt in prompts:
         start = len(encode(tokenizer, prompt_text(tokenizer, prompt)))
@@ -150,5 +161,4 @@ def opening_probabilities(
             ids = tuple(encode(tokenizer, opening_text(tokenizer, prompt, opening)))
             spans.append(Span(ids, start, len(ids)))
     scores = torch.tensor(log_probs(model, spans), dtype=torch.float64).reshape(len(prompts), len(openings))
-    wanted = torch.logsumexp(scores[:, : len(yes)], 1)
-    return [float(x) for x in (wanted - torch.logsumexp(scores, 1)).exp()]
+    return [[float(x) for x in row] for row in scores.softmax(1)]

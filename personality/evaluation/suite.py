@@ -1,161 +1,183 @@
-"""Probes: what is asked, and how to tell what a reply does."""
+"""Suites: the probes of behaviors and of general ability, as their files say."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pydantic import ValidationError
-
+from personality.evaluation.judge import Judge
+from personality.evaluation.probe import Probe, Row, Turn
+from personality.evaluation.rows import read_row, read_text
 from personality.manifests.behavior_file import ProbeEntry
 from personality.manifests.canonical import digest
 from personality.manifests.errors import DataError, NotFoundError
 from personality.manifests.names import inside
-from personality.manifests.record import Frozen, explain
+from personality.manifests.record import Frozen
 from personality.manifests.repository import Repository
+from personality.manifests.scorer_entry import LabelEntry
 from personality.manifests.toml_text import parse_toml, validate
+
+__all__ = ["GENERAL", "Probe", "Row", "Turn", "general_text", "read_suite", "suite_digest"]
 
 GENERAL = "suites/general.toml"
 """The suite of abilities that every behavior must leave alone."""
 
 
-class Turn(Frozen):
-    """One message of a prompt or reply."""
-
-    role: str
-    content: str
-
-
-class Row(Frozen):
-    """One question of a probe.
-
-    Attributes:
-        prompt: the chat up to the reply.
-        passes: regular expression that `re.search` finds in a reply that does what is measured.
-        chosen, rejected: replies that do and do not; both or neither.
-    """
-
-    prompt: tuple[Turn, ...]
-    passes: str
-    chosen: tuple[Turn, ...] = ()
-    rejected: tuple[Turn, ...] = ()
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One thing to measure: rows, and the openings that tell early what a reply will do."""
-
-    name: str
-    side: str | None
-    rows: tuple[Row, ...]
-    yes: tuple[str, ...] = ()
-    no: tuple[str, ...] = ()
-
-    def first(self, count: int | None) -> Probe:
-        """The same probe with at most `count` rows."""
-        return Probe(self.name, self.side, self.rows[:count], self.yes, self.no)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything that determines a result."""
-        rows = [row.as_json() for row in self.rows]
-        return {"name": self.name, "side": self.side, "rows": rows, "yes": self.yes, "no": self.no}
-
-
 class _SuiteFile(Frozen):
     description: str = ""
+    text: str = ""
     probes: tuple[ProbeEntry, ...] = ()
 
 
-def read_suite(repository: Repository, behaviors: list[str] | None = None, rows: int | None = None) -> list[Probe]:
-    """The probes of some behaviors and of general ability.
+def read_suite(
+    repository: Repository,
+    behaviors: list[str] | None = None,
+    rows: int | None = None,
+    suites: Sequence[str] = (),
+    samples: int | None = None,
+) -> list[Probe]:
+    """The probes of some behaviors and of general ability, or of other suites.
 
     Args:
         repository: where.
         behaviors: names; None for every behavior that has probes.
         rows: at most so many rows of each probe.
+        suites: names of files in `suites/`, or paths of such files: only their probes, and those of `behaviors` where
+            these are named too.
+        samples: replies to sample for each row; None for what each probe says.
 
     Raises:
-        NotFoundError: when a behavior or a probe's file does not exist.
+        NotFoundError: when a behavior, a suite or a probe's file does not exist.
         DataError: naming file and line, when a row is wrong.
     """
     files = repository.behaviors()
-    names = sorted(files) if behaviors is None else behaviors
+    names = sorted(files) if behaviors is None and not suites else behaviors or []
+    judge = Judge(repository.config().judge, repository.local / "verdicts")
     probes = []
     for name in names:
         if name not in files:
             raise NotFoundError(
                 f"there is no behaviors/{name}.toml", f"write one with [[probes]], or leave `{name}` out"
             )
-        probes += [_read_probe(repository, "behaviors", name, entry) for entry in files[name].probes]
-    text = repository.text(GENERAL)
-    if text is not None:
-        entries = validate(_SuiteFile, parse_toml(text, GENERAL), GENERAL).probes
-        probes += [_read_probe(repository, "suites", "general", entry) for entry in entries]
+        place = _Place(repository.root / "behaviors", "behaviors", name)
+        probes += [_read_probe(place, entry, judge) for entry in files[name].probes]
+    for path in _suite_paths(repository, suites):
+        place, file = _read_file(repository, path)
+        probes += [_read_probe(place, entry, judge) for entry in file.probes]
     names_seen = [probe.name for probe in probes]
     twice = sorted({name for name in names_seen if names_seen.count(name) > 1})
     if twice:
         raise DataError(f"two probes bear the name `{twice[0]}`", "give each probe of a behavior its own name")
-    return [probe.first(rows) for probe in probes]
+    found = [probe.first(rows) for probe in probes]
+    if samples is not None:
+        # No reply of these is written that could be sampled.
+        found = [item if isinstance(item.scorer, LabelEntry) else replace(item, samples=samples) for item in found]
+    return found
 
 
-def suite_digest(probes: list[Probe]) -> str:
-    """Identity of a suite: results of different suites are never compared."""
+def suite_digest(probes: Sequence[Probe]) -> str:
+    """Identity of a suite."""
     return digest([probe.as_json() for probe in probes])
 
 
-def _read_probe(repository: Repository, folder: str, owner: str, entry: ProbeEntry) -> Probe:
-    name = f"{owner}.{entry.name}"
-    path = inside(repository.root / folder, entry.file)
+def general_text(repository: Repository) -> list[Row]:
+    """Held-out general text: the rows of the general suite's `text` file, and without one the rows of its probes that
+    have a `chosen` reply.
+
+    Returns:
+        Rows with a prompt and `chosen`. Plain text has an empty prompt and one turn in `chosen`.
+
+    Raises:
+        NotFoundError, DataError: as `read_suite`.
+    """
+    path = repository.root / GENERAL
     if not path.is_file():
-        raise NotFoundError(
-            f"the probe `{name}` needs {path}, which is not there",
-            f"restore the file, or edit {folder}/{owner}.toml",
-        )
+        return []
+    place, file = _read_file(repository, path)
+    if file.text:
+        return [read_text(line, where) for line, where in _lines(place, file.text, "the general text")]
+    rows = (row for entry in file.probes for row in _read_probe(place, entry, None).rows)
+    return [Row(prompt=row.prompt, chosen=row.chosen) for row in rows if row.chosen]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a suite's rows lie: a folder, its name in messages, and whose suite it is."""
+
+    folder: Path
+    shown: str
+    owner: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.shown}/{self.owner}.toml"
+
+
+def _suite_paths(repository: Repository, suites: Sequence[str]) -> list[Path]:
+    general = repository.root / GENERAL
+    if not suites:
+        return [general] if general.is_file() else []
+    paths = []
+    for name in suites:
+        path = Path(name) if name.endswith(".toml") else repository.root / "suites" / f"{name}.toml"
+        if not path.is_file():
+            known = sorted(item.stem for item in (repository.root / "suites").glob("*.toml"))
+            raise NotFoundError(
+                f"there is no suite at {path}",
+                f"there are: {', '.join(known)}" if known else "write it: docs/evaluation.md",
+            )
+        paths.append(path)
+    return paths
+
+
+def _read_file(repository: Repository, path: Path) -> tuple[_Place, _SuiteFile]:
+    own = path.resolve().is_relative_to(repository.root.resolve())
+    shown = path.resolve().relative_to(repository.root.resolve()).as_posix() if own else str(path)
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{shown} is not UTF-8 text: {error}", "save the file as UTF-8") from error
+    place = _Place(path.parent, shown.rpartition("/")[0] or ".", path.stem)
+    return place, validate(_SuiteFile, parse_toml(text, shown), shown)
+
+
+def _lines(place: _Place, file: str, what: str) -> list[tuple[str, str]]:
+    """The lines of a JSONL file that are not empty, each with its file and number.
+
+    Raises:
+        NotFoundError, DataError: when there is no such file, it is not text, or it is empty.
+    """
+    path = inside(place.folder, file)
+    if not path.is_file():
+        raise NotFoundError(f"{what} needs {path}, which is not there", f"restore the file, or edit {place.file}")
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}", "save the file as UTF-8") from error
-    rows = []
     # Not splitlines: a text in JSON may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            rows.append(_read_row(line, f"{folder}/{entry.file}:{number}"))
-    if not rows:
+    numbered = enumerate(text.split("\n"), start=1)
+    found = [(line, f"{place.shown}/{file}:{number}") for number, line in numbered if line.strip()]
+    if not found:
         raise DataError(f"{path} has no rows", "a probe needs at least one line of JSON")
-    openings = (*entry.yes, *entry.no)
-    pairs = itertools.permutations(openings, 2)
+    return found
+
+
+def _read_probe(place: _Place, entry: ProbeEntry, judge: Judge | None) -> Probe:
+    name = f"{place.owner}.{entry.name}"
+    lines = _lines(place, entry.file, f"the probe `{name}`")
+    rows = [read_row(line, where, entry.scorer) for line, where in lines]
+    pairs = itertools.permutations((*entry.yes, *entry.no), 2)
     clash = [(a, b) for a, b in pairs if b.startswith(a)]
-    if clash or bool(entry.yes) != bool(entry.no):
-        what = f"the opening {clash[0][0]!r} begins {clash[0][1]!r}" if clash else "it has only one of `yes` and `no`"
-        raise DataError(
-            f"the probe `{name}`: {what}, so their probabilities cannot be compared",
-            f"edit {folder}/{owner}.toml",
-        )
-    return Probe(name, entry.side, tuple(rows), entry.yes, entry.no)
-
-
-def _read_row(line: str, where: str) -> Row:
-    try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON ({error.msg} at column {error.colno})", "a row is one JSON object on one line"
-        ) from error
-    if isinstance(data, dict):
-        data = {"passes" if key == "pass" else key: value for key, value in data.items()}
-    try:
-        row = Row.model_validate(data)
-        re.compile(row.passes)
-    except ValidationError as error:
-        raise DataError(
-            f"{where}: {explain(error)}",
-            "a row has `prompt`, `pass` and, if you like, `chosen` and `rejected`",
-        ) from error
-    except re.error as error:
-        raise DataError(f"{where}: `pass` is not a regular expression: {error}") from error
-    if bool(row.chosen) != bool(row.rejected) or not row.prompt:
-        raise DataError(f"{where}: it needs a prompt, and both `chosen` and `rejected` or neither")
-    return row
+    wrong = ""
+    if clash:
+        wrong = f"the opening {clash[0][0]!r} begins {clash[0][1]!r}, so their probabilities cannot be compared"
+    elif bool(entry.yes) != bool(entry.no):
+        wrong = "it has only one of `yes` and `no`, so their probabilities cannot be compared"
+    elif isinstance(entry.scorer, LabelEntry) and (entry.yes or entry.samples):
+        wrong = "a scorer `label` writes no replies: it has no openings and nothing to sample"
+    if wrong:
+        raise DataError(f"the probe `{name}`: {wrong}", f"edit {place.file}")
+    given = {key: value for key, value in entry if key not in ("name", "file")}
+    return Probe(name=name, rows=tuple(rows), judge=judge, **given)

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from personality.changing_model import ChangingModel
-from personality.environment import build_environment, tool_versions
 from personality.evaluation.measure import measure
-from personality.evaluation.suite import Probe, suite_digest
-from personality.manifests.atomic import write_bytes
-from personality.manifests.errors import DataError, PersonaError
-from personality.manifests.evaluation import Evaluation, ProbeResult
+from personality.evaluation.measured import Measured
+from personality.evaluation.suite import Probe
+from personality.manifests.errors import DataError
+from personality.manifests.evaluation import ProbeResult
 from personality.manifests.personality_record import Personality
 from personality.manifests.repository import Repository
-from personality.manifests.transaction import now
-from personality.model import device, threads_for
-
-_SEED = 0
+from personality.model import threads_for
 
 
 class Workbench(ChangingModel):
@@ -46,53 +42,35 @@ class Workbench(ChangingModel):
         super().__init__(repository)
         self.probes = list(probes)
         self.measured = 0
-        """Personalities that were measured by this object, and not known before."""
+        """Personalities of which this object measured a probe that was not known before."""
+        self.store = Measured(repository)
         self._on_probe = on_probe
-        self._suite = suite_digest(self.probes)
-        self._environment = {**build_environment(device()), "transformers": tool_versions()["transformers"]}
-        self._folder = repository.local / "measured"
         self._known: dict[str, tuple[ProbeResult, ...]] = {}
 
-    def measure(self, personality: Personality) -> tuple[ProbeResult, ...]:
-        """What the probes give, each result with its rows' outcomes.
+    def measure(self, personality: Personality, *, again: bool = False) -> tuple[ProbeResult, ...]:
+        """What the probes give, each result with its rows' outcomes; finished probes are kept at once.
 
         Args:
             personality: any recipe on the repository's base; it need not be a version.
+            again: measure even what was measured before.
 
         Raises:
             IncompatibleError, NotFoundError, CorruptError: when it cannot be composed.
-            PersonaError: when it has fallen apart.
+            PersonaError: when it has fallen apart, or a judge gives no verdicts.
         """
-        key = Evaluation.key(personality.id, self._environment, self._suite, _SEED)
-        if key not in self._known:
-            self._known[key] = self._recall(key) or self._measure(personality, key)
-        return self._known[key]
+        if again or personality.id not in self._known:
+            known = {} if again else self.store.recall(personality.id, self.probes)
+            missing = [probe for probe in self.probes if probe.name not in known]
+            if missing:
+                known |= self._measure(personality, missing)
+            self._known[personality.id] = tuple(known[probe.name] for probe in self.probes)
+        return self._known[personality.id]
 
-    def _measure(self, personality: Personality, key: str) -> tuple[ProbeResult, ...]:
+    def _measure(self, personality: Personality, probes: list[Probe]) -> dict[str, ProbeResult]:
+        def keep(probe: Probe, result: ProbeResult) -> None:
+            self.store.keep(personality.id, probe, result)
+
         with self.taking(personality) as (model, tokenizer), threads_for(model):
-            results = tuple(measure(model, tokenizer, self.probes, on_probe=self._on_probe))
+            results = measure(model, tokenizer, probes, on_probe=self._on_probe, on_result=keep)
         self.measured += 1
-        record = Evaluation(
-            id=key,
-            version="",
-            personality=personality.id,
-            environment=self._environment,
-            suite=self._suite,
-            seed=_SEED,
-            results=results,
-            time=now(),
-        )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._folder / f"{key}.json", record.to_bytes())
-        return results
-
-    def _recall(self, key: str) -> tuple[ProbeResult, ...] | None:
-        """What an evaluation of a version, or another search, has measured already."""
-        known = self.repository.evaluations_of_run(key)
-        if known:
-            return known[-1].results
-        path = self._folder / f"{key}.json"
-        try:
-            return Evaluation.read(path).results if path.is_file() else None
-        except PersonaError:
-            return None  # a cache: what cannot be read is measured again
+        return {result.probe: result for result in results}

@@ -11,6 +11,7 @@ from personality.manifests.errors import PersonaError
 from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import LayerRange, Use
 from personality.manifests.record import Frozen
+from personality.manifests.scorer_entry import ScorerEntry
 from personality.manifests.toml_text import parse_toml, set_table, validate
 
 
@@ -51,6 +52,11 @@ class ProbeEntry(Frozen):
             optionally, `chosen` and `rejected`.
         side: `accept` or `push_back` for behaviors that are a judgment.
         yes, no: openings of replies; P(yes) / (P(yes) + P(no)) is the probability that is shown.
+        scorer: how replies are scored where it is not by each row's `pass`.
+        samples: replies that are sampled for each row, beside the greedy one.
+        temperature, seed: of the sampling.
+        asked: what to say to bring the displaced habit back; it comes when the reply then fails.
+        asked_as: whether that is the system turn, or is added to the user's words.
     """
 
     name: str
@@ -58,6 +64,12 @@ class ProbeEntry(Frozen):
     side: Literal["accept", "push_back"] | None = None
     yes: tuple[str, ...] = ()
     no: tuple[str, ...] = ()
+    scorer: ScorerEntry | None = None
+    samples: int = Field(default=0, ge=0, le=1000)
+    temperature: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    asked: str = ""
+    asked_as: Literal["system", "suffix"] = "system"
 
 
 class BehaviorFile(Frozen):

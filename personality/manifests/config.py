@@ -9,6 +9,7 @@ import tomlkit
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.personality_record import Composition
 from personality.manifests.record import FORMAT, Frozen, check_format
+from personality.manifests.scorer_entry import JudgeEndpoint
 from personality.manifests.toml_text import parse_toml, set_table, validate
 
 FILE_NAME = "persona.toml"
@@ -21,12 +22,14 @@ class Config(Frozen):
         base: what everything is relative to; `source` may be a path relative to the repository.
         composition: the method that composes the behaviors in use.
         training: defaults for the options of `persona train`, by the option's name.
+        judge: the model that judges replies, for probes that ask for one.
     """
 
     format: int = FORMAT
     base: BaseIdentity
     composition: Composition = Composition()
     training: dict[str, Any] = {}
+    judge: JudgeEndpoint = JudgeEndpoint()
 
     @classmethod
     def from_text(cls, text: str) -> Config:

@@ -55,3 +55,9 @@ class SchemaError(PersonaError):
     """A record that this version of the program cannot read."""
 
     kind = "schema"
+
+
+class FallenApartError(PersonaError):
+    """A model that predicts nothing any more: NaN or infinite weights or probabilities."""
+
+    kind = "fallen-apart"

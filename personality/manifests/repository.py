@@ -28,7 +28,7 @@ vectors/
 Identified = TypeVar("Identified", Manifest, Version)
 
 
-_OWN = ("behaviors", "evals", "manifests", "tags", "vectors", "versions", ".persona")
+_OWN = ("behaviors", "evals", "manifests", "studies", "tags", "vectors", "versions", ".persona")
 
 
 class Repository:

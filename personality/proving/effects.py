@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from personality.evaluation.intervals import paired_difference, paired_share_difference, share
@@ -64,7 +64,7 @@ def probe_arm(
 
 def without_openings(probe: Probe) -> Probe:
     """A probe that is measured faster: by its replies and margins only."""
-    return Probe(probe.name, probe.side, probe.rows)
+    return replace(probe, yes=(), no=())
 
 
 def usable(pairs: Sequence[Pair]) -> list[Pair]:

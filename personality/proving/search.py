@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from personality.evaluation.measure import passes
@@ -147,7 +147,7 @@ def halves(probes: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
 
     def part(probe: Probe, start: int) -> Probe:
         rows = probe.rows[start::2] or probe.rows
-        return Probe(probe.name, probe.side, rows[:_GREEDY_ROWS] if start == 0 else rows, probe.yes, probe.no)
+        return replace(probe, rows=rows[:_GREEDY_ROWS] if start == 0 else rows)
 
     return [part(probe, 0) for probe in probes], [part(probe, 1) for probe in probes]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +132,27 @@ def compose_by(repository: Repository, composition: Composition, message: str = 
         current = _clean(repository)
         target = current.model_copy(update={"composition": composition})
         return _record(repository, target, f"method {composition}", message)
+
+
+def adopt(
+    repository: Repository,
+    personality: Personality,
+    command: str,
+    message: str = "",
+    attached: Callable[[Version], dict[str, str]] | None = None,
+) -> Recorded:
+    """Record a whole recipe at once, such as one that a search found.
+
+    Args:
+        repository: where.
+        personality: the recipe.
+        command: for the operation log, and the message where none is given.
+        message: for the log.
+        attached: files that belong to the version, by path relative to the root; they come and go with it.
+    """
+    with repository.writing():
+        _clean(repository)
+        return _record(repository, personality, command, message, attached=attached)
 
 
 def save(repository: Repository, message: str = "") -> Recorded:
@@ -301,6 +323,7 @@ def _record(
     command: str,
     message: str,
     parents: list[Version] | None = None,
+    attached: Callable[[Version], dict[str, str]] | None = None,
 ) -> Recorded:
     """Write a version and the files that describe it, in crash order."""
     history = History(repository)
@@ -322,5 +345,6 @@ def _record(
     version = history.next(personality, message or command, parents)
     texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
     texts.update(working_texts(repository, personality))
+    texts.update(attached(version) if attached else {})
     commit(repository, command, texts)
     return Recorded(version, History(repository).label(version), changes)

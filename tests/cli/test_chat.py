@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def test_versions_change_inside_a_chat(root: Path, persona: Persona, monkeypatch
     assert [line.split("  ", 1) for line in both] == [["v1", long], ["v2", short]]
     assert short != long and f"taken back: {ASKED}" in err
     assert "v2; /help" in err
+    typed(monkeypatch, ASKED)
+    code, told, _ = persona("chat", "v1", "v2", "--json", cwd=root)
+    answers = json.loads(told)["data"]["answers"]
+    assert code == 0 and [(answer["label"], answer["text"]) for answer in answers] == [("v1", long), ("v2", short)]
 
 
 def test_mistakes_do_not_end_it(root: Path, persona: Persona, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from personality.composition.layering import layered_names
-from personality.composition.weight_diff import weight_diff
+from personality.composition.weight_diff import module_order, weight_changes, weight_diff
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import LayerRange, Use
 from tests.composition.conftest import Workshop, random_tensor
@@ -95,3 +96,73 @@ def test_layered_names(use: Callable[[LayerRange | None], Use]) -> None:
         layered_names(use(LayerRange(first=0, last=2)), names, names)
     with pytest.raises(IncompatibleError, match="`b@2` changes nothing in layers 0-1"):
         layered_names(use(LayerRange(first=0, last=1)), ["model.embed_tokens.weight"], names)
+
+
+MODULES = {
+    "model.embed_tokens.weight": (6, 4),
+    "model.layers.0.mlp.down_proj.weight": (4, 5),
+    "model.layers.0.self_attn.k_proj.weight": (2, 4),
+    "model.layers.0.self_attn.q_proj.weight": (4, 4),
+    "model.layers.1.self_attn.q_proj.weight": (4, 4),
+}
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Workshop:
+    """A base whose tensors have the names of a real architecture's modules."""
+    return Workshop(tmp_path, {name: random_tensor(shape, 3, dtype=torch.bfloat16) for name, shape in MODULES.items()})
+
+
+def module_vector(seed: int, size: float = 0.1) -> dict[str, Tensor]:
+    return {name: random_tensor(shape, seed + index, size) for index, (name, shape) in enumerate(MODULES.items())}
+
+
+def test_layers_are_the_sums_of_their_modules(rooms: Workshop) -> None:
+    one, two = module_vector(1), module_vector(50)
+    first, second = rooms.use(rooms.dense(one), 0.5), rooms.use(rooms.dense(two), 0.9)
+    found = weight_changes(rooms.composer([first]), rooms.composer([first, second]))
+    assert [(item.layer, item.module) for item in found.modules] == [
+        (0, "attention.q"),
+        (0, "attention.k"),
+        (0, "mlp.down"),
+        (1, "attention.q"),
+        (None, "embedding"),
+    ]
+    down = next(item for item in found.modules if item.module == "mlp.down")
+    assert down.norm_change == pytest.approx(
+        0.9 * float(two["model.layers.0.mlp.down_proj.weight"].double().norm()), rel=1e-6
+    )
+    for layer in found.layers:
+        own = [item for item in found.modules if item.layer == layer.layer]
+        assert layer.elements == sum(item.elements for item in own)
+        for figure in ("norm_before", "norm_after", "norm_change"):
+            squares = sum(getattr(item, figure) ** 2 for item in own)
+            assert getattr(layer, figure) == pytest.approx(math.sqrt(squares), rel=1e-9)
+    assert found.norm_change == pytest.approx(
+        0.9 * math.sqrt(sum(float((t.double() ** 2).sum()) for t in two.values()))
+    )
+
+
+def test_elements_that_change_before_and_after_rounding(rooms: Workshop) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weights = rooms.base.tensor(name)
+    half = torch.zeros(weights.shape)
+    half[:2] = 1.0
+    half[0, 0] = weights[0, 0].float() * 2**-12  # too small to move the bfloat16 weight
+    found = weight_changes(rooms.composer([]), rooms.composer([rooms.use(rooms.dense({name: half}), 1.0)]))
+    assert found.modules[0].changed == pytest.approx(8 / 16)
+    assert found.modules[0].changed_rounded == pytest.approx(7 / 16)
+
+
+def test_module_order() -> None:
+    names = ["norm", "mlp.down", "attention.o", "attention.k", "gdn.out", "mlp.gate", "attention.q", "attention.other"]
+    assert sorted(names, key=module_order) == [
+        "attention.q",
+        "attention.k",
+        "attention.o",
+        "attention.other",
+        "gdn.out",
+        "mlp.gate",
+        "mlp.down",
+        "norm",
+    ]

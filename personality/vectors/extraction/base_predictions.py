@@ -115,6 +115,11 @@ class BasePredictions:
         """−log p of the tokens that stand there under the base, nats, float32 (n,)."""
         return torch.cat([-kept.log_probs.gather(1, kept.targets[:, None])[:, 0] for kept in self._base])
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each text gives, in the order in which they are compared: by where the reply begins and ends."""
+        return [text.stop - text.start for text in self._texts]
+
     def drift(self, model: nn.Module, acting: Sequence[Injection]) -> Drift:
         """Compare the steered model with the base.
 

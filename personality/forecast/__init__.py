@@ -1,0 +1,1 @@
+"""What a recipe is likely to do, before it is built: where its vectors overlap, oppose each other and get lost."""

@@ -1,0 +1,1 @@
+"""Searching by effect: which version broke a probe, which vector causes what, which scales and method are best."""
