@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-slow test-vllm lint bench docs clean
+.PHONY: demo test test-slow test-vllm test-browser lint bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt peers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ $(VLLM_STAMP): vllm.txt pyproject.toml tests/vllm/mend_environment.py
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## exports, plugin and servers against the real vLLM, on the processor
 	$(BIN)/python -m pytest -q -m vllm tests/vllm
+
+test-browser: $(STAMP)  ## the page of `diff --html` in a real browser; needs Chromium and its driver (Debian: chromium-driver)
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check personality tests benchmarks examples

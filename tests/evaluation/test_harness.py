@@ -85,7 +85,7 @@ def test_a_task_of_its_own(bench: Workbench, tmp_path: Path, monkeypatch: pytest
         "task: little_sums\ndataset_path: json\n"
         f"dataset_kwargs:\n  data_files:\n    test: {tmp_path / 'sums.jsonl'}\n"
         "test_split: test\noutput_type: multiple_choice\n"
-        'doc_to_text: "{{question}}"\ndoc_to_choice: ["{{right}}", "That makes 1.", "That makes 30."]\n'
+        'doc_to_text: "{{question}}"\ndoc_to_choice: [" {{right}}", " That makes 1.", " That makes 30."]\n'
         "doc_to_target: 0\nmetric_list:\n  - metric: acc\nmetadata:\n  version: 1\n"
     )
     base = History(bench.repository).head()
