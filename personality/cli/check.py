@@ -80,7 +80,7 @@ def check(
 def _recipe(repository: Repository, version: str, added: list[str], scale: float | None) -> tuple[str, Personality]:
     """What is to be checked, and its name."""
     from personality.versions.history import History
-    from personality.versions.recipe import use_vector, working_personality
+    from personality.versions.recipe import find_vector, use_vector, usual_scale, working_personality
 
     if scale is not None and not math.isfinite(scale):
         raise UsageError(f"--scale {scale} is no scale", "a scale is any finite number, such as 0.8")
@@ -99,7 +99,7 @@ def _recipe(repository: Repository, version: str, added: list[str], scale: float
             raise UsageError(f"`{vector.behavior}` is named twice", "a personality uses one vector of each behavior")
         seen.add(vector.behavior)
         chosen = own if own is not None else scale
-        use = use_vector(repository, vector, _usual_scale(repository, vector) if chosen is None else chosen)
+        use = use_vector(repository, vector, usual_scale(find_vector(repository, vector)) if chosen is None else chosen)
         personality = personality.with_use(use)
     return f"{label} with {', '.join(added)}" if added else label, personality
 
@@ -119,14 +119,6 @@ def _split(text: str) -> tuple[VectorLabel, float | None]:
     if not math.isfinite(scale):
         raise UsageError(f"`{text}`: `{number}` is no scale", "write NAME, NAME@N, or with a scale `warm@2×0.6`")
     return VectorLabel.parse(name.strip()), scale
-
-
-def _usual_scale(repository: Repository, vector: VectorLabel) -> float:
-    """Of `persona add`: 1, or where a steering vector was proven."""
-    from personality.versions.recipe import find_vector
-
-    steering = find_vector(repository, vector).steering
-    return steering.proof.scale if steering is not None and steering.proof is not None else 1.0
 
 
 def _show(out: Output, label: str, found: Forecast, warned: list[Caution], advice: Advice | None) -> None:

@@ -89,16 +89,15 @@ def tune(
 def _show(out: Output, history: History, tuned: Tuned, recorded: Recorded | None) -> None:
     front = [trial for trial in tuned.trials if trial.front]
     goals, limits = tuned.study.maximize, tuned.study.subject_to
-    out.line(f"{len(tuned.trials)} recipes; on the front, by the rows that were for the search:", "bold")
+    out.line(f"{len(tuned.trials)} recipes, {len(front)} on the front, by the rows that were for the search:", "bold")
     shown = sorted(front, key=lambda trial: -trial.smallest)
-    if not tuned.trials[0].front:
-        shown.append(tuned.trials[0])
+    shown += [trial for trial in (tuned.chosen, tuned.trials[0]) if trial not in shown]
     rows = []
     for trial in shown:
-        mark = "→" if trial.number == tuned.chosen.number else ("was" if trial.number == 0 else "")
+        mark = "→ " * (trial.number == tuned.chosen.number) + "was" * (trial.number == 0)
         cells = [f"{percent(trial.values[goal])} ({trial.retention[goal]:.0%})" for goal in goals]
         slack = [f"{trial.slack[name] * 100:+.1f}" for name in limits]
-        rows.append((f"  {mark}", _recipe(trial), *cells, *slack))
+        rows.append((f"  {mark}".rstrip(), _recipe(trial), *cells, *slack))
     out.table(["  ", "recipe", *(f">{goal}" for goal in goals), *(f">{name}" for name in limits)], rows)
     out.line("  in brackets the retention: 100% is all of the vector's effect alone at scale 1")
     if limits:

@@ -53,7 +53,7 @@ def measure_health(
     - `kl`: at each token of the base's own greedy replies, KL(base ‖ version) = Σ_v p(v) (log p(v) − log q(v)) over
       the whole vocabulary, averaged within a reply and then over replies; `kl_95` is over all tokens.
     - `repetition`: seq-rep-4 (Welleck et al. 2019, arXiv 1908.04319, section 5) of the version's greedy replies.
-    - `distinct_1`, `distinct_2`: distinct n-grams by their number (Li et al. 2016, arXiv 1510.03055, section 5.2), of
+    - `distinct_1`, `distinct_2`: distinct n-grams by their number (Li et al. 2016, arXiv 1510.03055), of
       tokens and within each reply, so that a reply is the unit of the interval.
     - `ended`: whether a greedy reply ends within 48 tokens.
 

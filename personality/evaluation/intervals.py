@@ -102,7 +102,7 @@ def clustered(rows: Sequence[Sequence[float]], statistic: Callable[[np.ndarray],
 
 def independent_sum(first: Figure, second: Figure, shift: float = 0.0) -> Figure:
     """The sum of two figures that rest on different rows, by square-and-add of their own intervals (Zou and Donner
-    2008, Statistics in Medicine 27:1693, equation 7 for a sum): it keeps what is good about them near 0 and 1.
+    2008, Statistics in Medicine 27:1693): it keeps what is good about them near 0 and 1.
 
     Args:
         first, second: figures.
@@ -126,7 +126,7 @@ def _expanded_tail(n: int) -> float:
     """Percentile to read a bootstrap of n values at, so that small samples get intervals as wide as Student's.
 
     A bootstrap draws from a sample whose spread is too small by √((n − 1)/n) and knows no t: read at 2.5% it misses
-    more often than one time in twenty. Hesterberg 2015 (The American Statistician 69:371, section 5.3) reads it at
+    more often than one time in twenty. Hesterberg 2015 (The American Statistician 69:371) reads it at
     Φ(−√(n/(n − 1)) · t), with t the quantile of Student's distribution with n − 1 degrees of freedom.
     """
     if n < 2:

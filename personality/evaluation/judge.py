@@ -173,7 +173,7 @@ class Judge:
             raise JudgeError(f"the judge's address {self._url!r} is no http address", "mend [judge] in persona.toml")
         request = urllib.request.Request(f"{self._url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._endpoint.timeout) as response:
+            with _OPENER.open(request, timeout=self._endpoint.timeout) as response:
                 content = response.read(_MOST_BYTES)
         except urllib.error.HTTPError as error:
             said = error.read(500).decode(errors="replace")
@@ -189,6 +189,16 @@ class Judge:
             return str(json.loads(content)["choices"][0]["message"]["content"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise _PassingError(f"its answer is no chat completion: {content[:120]!r}") from error
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected question would take the key to an address that nobody gave."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: the redirect is the answer, and an error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class _PassingError(Exception):

@@ -37,7 +37,7 @@ class Workbench(ChangingModel):
         if not probes:
             raise DataError(
                 "this repository has no probes, so there is nothing to measure",
-                "add [[probes]] to behaviors/NAME.toml (docs/on-disk.md shows how), or try `persona playground DIR`",
+                "add [[probes]] to behaviors/NAME.toml (docs/evaluation.md shows how), or try `persona playground DIR`",
             )
         super().__init__(repository)
         self.probes = list(probes)

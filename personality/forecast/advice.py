@@ -139,9 +139,9 @@ def _advice(found: Forecast, better: Forecast, factor: float) -> Advice:
             for use in uses
         )
         steps.append(f"scales × {factor:.2g}")
-    least = min(better.uses, key=lambda use: use.kept)
+    least = min(use.kept for use in better.uses)
     strain = f"the sum would be {better.strain * factor:.2f}× the longest vector"
-    text = f"{' and '.join(steps)}: {strain}, and of {least.label}, the least kept, {least.kept:.0%} would be"
+    text = f"{' and '.join(steps)}: {strain}, and {least:.0%} or more of each would be kept"
     return Advice(better.personality.model_copy(update={"uses": uses}), text)
 
 

@@ -12,7 +12,7 @@ from personality.forecast.sums import PartSums
 from personality.manifests.personality_record import Use
 
 OPPOSED = -0.1
-"""Cosine from which on two vectors are said to oppose each other; unrelated ones lie within ±0.05."""
+"""Cosine from which on two vectors are said to oppose each other; see docs/check.md for what others have."""
 
 
 @dataclass(frozen=True)

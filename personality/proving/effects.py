@@ -64,7 +64,7 @@ def probe_arm(
 
 def without_openings(probe: Probe) -> Probe:
     """A probe that is measured faster: by its replies and margins only."""
-    return replace(probe, yes=(), no=())
+    return replace(probe, yes=(), no=(), samples=0, asked="")
 
 
 def usable(pairs: Sequence[Pair]) -> list[Pair]:

@@ -41,8 +41,9 @@ class Tuned:
 
     Attributes:
         trials: the recipe as it was, then every recipe that was tried and did not fall apart.
-        chosen: of the front, the one with the largest smallest retention, counted up to 1; of those within two points
-            of it, the one with most to spare in the constraint that it keeps least.
+        chosen: of those that keep all constraints, the one with the largest smallest retention, counted up to 1; of
+            those within two points of it, the one with most to spare in the constraint that it keeps least. It need
+            not be on the front, which knows no reserve.
         personality: the chosen recipe.
         held_out: how it did against the recipe as it was.
         study: for the version that takes it, without that version's id.
@@ -190,25 +191,25 @@ class _Search:
 
 
 def _choose(trials: Sequence[Trial]) -> Trial:
-    """The largest smallest retention, with most to spare among those as good within `_ALIKE`.
+    """The largest smallest retention, with most to spare among those as good within `_ALIKE`, and of these the one with
+    the smallest scales: what changes the base less has fewer side effects.
 
     Raises:
         PersonaError: when no trial keeps all constraints.
     """
-    front = [trial for trial in trials if trial.front]
-    if not front:
+    kept = [trial for trial in trials if trial.feasible]
+    if not kept:
         nearest = max(trials, key=lambda trial: min(trial.slack.values()))
         broken = ", ".join(f"{name} by {-slack * 100:.1f} points" for name, slack in nearest.slack.items() if slack < 0)
         raise PersonaError(
             f"none of {len(trials)} recipes keeps all constraints; the nearest one breaks {broken}",
             "loosen a constraint, or go on with more `--trials`: what was measured is kept",
         )
-    best = max(min(1.0, trial.smallest) for trial in front)
+    best = max(min(1.0, trial.smallest) for trial in kept)
     return max(
-        (trial for trial in front if trial.smallest >= best - _ALIKE),
+        (trial for trial in kept if trial.smallest >= best - _ALIKE),
         key=lambda trial: (
             round(min(trial.slack.values(), default=0.0), 6),
-            sum(min(1.0, retention) for retention in trial.retention.values()),
             -sum(abs(scale) for scale in trial.scales.values()),
             -trial.number,
         ),

@@ -27,6 +27,7 @@ from personality.versions.recipe import (
     find_vector,
     manifest_of,
     use_vector,
+    usual_scale,
     working_personality,
 )
 from personality.versions.working_files import working_texts
@@ -102,8 +103,7 @@ def add(
     with repository.writing():
         current = _clean(repository)
         if scale is None:
-            steering = find_vector(repository, label).steering
-            scale = steering.proof.scale if steering is not None and steering.proof is not None else 1.0
+            scale = usual_scale(find_vector(repository, label))
         use = use_vector(repository, label, scale, layers, density)
         return _record(repository, current.with_use(use), f"add {use}", message)
 

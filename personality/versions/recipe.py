@@ -87,6 +87,12 @@ def find_vector(repository: Repository, label: VectorLabel) -> Manifest:
     return found[0]
 
 
+def usual_scale(manifest: Manifest) -> float:
+    """The scale of a use for which none was typed: 1, or where a steering vector was proven."""
+    steering = manifest.steering
+    return steering.proof.scale if steering is not None and steering.proof is not None else 1.0
+
+
 def manifest_of(repository: Repository, use: Use) -> Manifest:
     """The manifest of the vector that a use names by its id.
 

@@ -96,6 +96,28 @@ def test_add_refuses_what_fails(root: Path, persona: Persona) -> None:
     assert "2 bounds of gate.toml are kept" in err
 
 
+def test_a_dead_judge_and_a_wrong_row(root: Path, persona: Persona) -> None:
+    with (root / "persona.toml").open("a") as file:
+        file.write('\n[judge]\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\nattempts = 1\n')
+    with (root / "behaviors/warm.toml").open("a") as file:
+        file.write('\n[[probes]]\nname = "judged"\nfile = "warm.judged.jsonl"\n')
+        file.write('scorer = {kind = "judge", rubric = "Is it warm?"}\n')
+    rows = root / "behaviors/warm.judged.jsonl"
+    rows.write_text('{"prompt": [{"role": "user", "content": "Hello."}]}\n')
+    command = ("eval", "--behavior", "warm", "--rows", "1", "--json")
+    code, out, _ = persona(*command, cwd=root)
+    error = json.loads(out)["error"]
+    assert (code, error["kind"]) == (1, "judge")
+    assert "http://127.0.0.1:9/v1 gave no verdict" in error["message"]
+    assert "0 of 1 verdicts of this probe are kept" in error["message"]
+    assert "run the same command again" in error["hint"]
+    rows.write_text(rows.read_text() + '{"promt": []}\n')
+    code, out, _ = persona(*command, cwd=root)
+    error = json.loads(out)["error"]
+    assert (code, error["kind"]) == (1, "data")
+    assert error["message"].startswith("behaviors/warm.judged.jsonl:2: prompt: Field required")
+
+
 def test_the_history_by_effect(root: Path, persona: Persona, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     code, out, err = persona("log", "--effect", "--rows", "2", cwd=root)

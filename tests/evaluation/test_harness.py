@@ -75,18 +75,22 @@ def test_without_the_extra(bench: Workbench) -> None:
         evaluate_harness(bench, head, ["none.yaml"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="needs lm-evaluation-harness")
 def test_a_task_of_its_own(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [{"question": f"What is {a} plus {b}?", "right": f"That makes {a + b}."} for a in (2, 9) for b in (3, 7)]
+    sums = [5, 9, 12, 16]
+    rows = [{"question": f"What is {a} plus {b}?", "right": sums.index(a + b)} for a in (2, 9) for b in (3, 7)]
+    # The playground's template ends in a space before a reply, which the harness does not know.
+    choices = json.dumps([f" That makes {value}." for value in sums])
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = tmp_path / "little_sums.yaml"
     task.write_text(
         "task: little_sums\ndataset_path: json\n"
         f"dataset_kwargs:\n  data_files:\n    test: {tmp_path / 'sums.jsonl'}\n"
         "test_split: test\noutput_type: multiple_choice\n"
-        'doc_to_text: "{{question}}"\ndoc_to_choice: [" {{right}}", " That makes 1.", " That makes 30."]\n'
-        "doc_to_target: 0\nmetric_list:\n  - metric: acc\nmetadata:\n  version: 1\n"
+        f'doc_to_text: "{{{{question}}}}"\ndoc_to_choice: {choices}\n'
+        "doc_to_target: right\nmetric_list:\n  - metric: acc\nmetadata:\n  version: 1\n"
     )
     base = History(bench.repository).head()
     torn = add(bench.repository, VectorLabel("listening"), 30.0).version

@@ -48,6 +48,8 @@ def scripted(*answers: tuple[int, str]) -> tuple[ThreadingHTTPServer, list[dict[
             status, text = answers[min(len(asked), len(answers)) - 1]
             content = text if status != 200 else json.dumps({"choices": [{"message": {"content": text}}]})
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "http://127.0.0.1:9/v1/chat/completions")
             self.end_headers()
             self.wfile.write(content.encode())
 
@@ -116,6 +118,10 @@ def test_what_passes_is_tried_again_and_what_does_not_is_told_at_once(
         Judge(JudgeEndpoint(parallel=1), tmp_path).verdicts(BRIEF, QUESTIONS[1:])
     assert "PERSONA_JUDGE_KEY" in caught.value.hint
     assert len(asked) == 1
+    server, asked = scripted((302, "elsewhere"))
+    monkeypatch.setenv("PERSONA_JUDGE_URL", serving(server))
+    with pytest.raises(JudgeError, match="HTTP 302: elsewhere"):
+        Judge(JudgeEndpoint(), tmp_path).verdicts(BRIEF, QUESTIONS[1:])
     server, asked = scripted((200, "maybe"))
     monkeypatch.setenv("PERSONA_JUDGE_URL", serving(server))
     with pytest.raises(JudgeError, match="it answered 'maybe', which is no verdict"):

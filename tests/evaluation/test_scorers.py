@@ -159,22 +159,27 @@ def test_a_length_and_a_pattern_that_say_the_same(base: tuple[Any, Any], concise
     # What the base does by habit, it leaves when it is asked to be brief; the figure is the share that stays.
     assert second.bypass is not None
     assert second.bypass.value < 0.3
+    # A probe for the habit itself: short replies are what was displaced, and come when they are asked for.
+    (long,) = measure(*base, [replace(counted, scorer=LengthEntry(kind="length", unit="sentences", min=2))])
+    assert long.passed.value > 0.7
+    assert long.bypass is not None
+    assert long.bypass.value > 0.7
     suffix = replace(counted, asked_as="suffix")
     assert suffix.asked_prompts()[0][-1]["content"].endswith(" Be brief.")
     assert counted.asked_prompts()[0][0] == {"role": "system", "content": "Be brief."}
 
 
 def test_sampled_replies_follow_their_seed_and_have_the_rows_as_units(base: tuple[Any, Any], concise: Probe) -> None:
-    probe = replace(concise.first(10), samples=8, temperature=1.5)
+    probe = replace(concise.first(6), samples=4, temperature=1.5)
     (one,), (again,), (other,) = (measure(*base, [replace(probe, seed=seed)]) for seed in (1, 1, 2))
     assert one == again
     assert one.shares != other.shares
     assert one.sampled is not None
-    assert one.sampled.n == len(one.shares) == 10
-    assert one.sampled.value == pytest.approx(sum(one.shares) / 10)
-    assert {share * 8 % 1 for share in one.shares} == {0.0}
+    assert one.sampled.n == len(one.shares) == 6
+    assert one.sampled.value == pytest.approx(sum(one.shares) / 6)
+    assert {share * 4 % 1 for share in one.shares} == {0.0}
     assert one.sampling is not None
-    assert (one.sampling.samples, one.sampling.seed) == (8, 1)
+    assert (one.sampling.samples, one.sampling.seed) == (4, 1)
 
 
 def test_what_is_not_used_leaves_digests_alone(concise: Probe, repository_copy: Path) -> None:

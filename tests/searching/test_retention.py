@@ -70,6 +70,12 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert _choose(trials).number == 2
 
 
+def test_a_reserve_is_worth_more_than_a_hair() -> None:
+    trials = front_of([_trial(0, {"a": 1.0, "b": 1.0}, slack=0.002), _trial(1, {"a": 0.99, "b": 0.99}, slack=0.02)])
+    assert [trial.front for trial in trials] == [True, False]
+    assert _choose(trials).number == 1
+
+
 def test_more_than_all_counts_as_all_and_slack_decides() -> None:
     trials = front_of([_trial(0, {"a": 1.3, "b": 1.0}, slack=0.0), _trial(1, {"a": 1.0, "b": 1.2}, slack=0.02)])
     assert _choose(trials).number == 1
