@@ -102,7 +102,7 @@ def _how(found: Ablation) -> str:
     most = max(item.sampling_error for account in found.accounts for item in account.contributions)
     return (
         f"≈ no difference shown · points; from {found.coalitions} compositions in sampled orders, whose standard error "
-        f"is at most {most * 100:.1f}"
+        f"is at most {most * 100:.2g}"
     )
 
 

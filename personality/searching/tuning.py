@@ -40,7 +40,7 @@ class Tuned:
     """What a search found.
 
     Attributes:
-        trials: the recipe as it was, then every recipe that was tried and did not fall apart.
+        trials: the recipe as it was, then every other recipe that was tried and did not fall apart.
         chosen: of those that keep all constraints, the one with the largest smallest retention, counted up to 1; of
             those within two points of it, the one with most to spare in the constraint that it keeps least. It need
             not be on the front, which knows no reserve.
@@ -120,7 +120,8 @@ def tune(
         for name, slack in trial.slack.items():
             asked.set_constraint(name, -slack)
         study.tell(asked, [trial.values[goal.name] for goal in goals])
-        found.append(trial)
+        if search.is_new(number):
+            found.append(trial)
         if on_trial:
             on_trial(number, trial)
     found = front_of(found)
@@ -174,6 +175,11 @@ class _Search:
         self._sticks: list[Yardstick] = yardsticks(bench, goals, personality)
         self._base: Sequence[ProbeResult] = bench.measure(personality.model_copy(update={"uses": ()}))
         self.recipes: dict[int, Personality] = {}
+
+    def is_new(self, number: int) -> bool:
+        """Whether no trial before this one had the same recipe."""
+        wanted = self.recipes[number].id
+        return all(recipe.id != wanted for earlier, recipe in self.recipes.items() if earlier < number)
 
     def trial(self, number: int, personality: Personality) -> Trial:
         results = self._bench.measure(personality)

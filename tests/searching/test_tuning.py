@@ -40,7 +40,10 @@ def test_finds_a_recipe_without_the_planted_vector_and_records_it(own: Repositor
         rows=ROWS,
         on_trial=lambda n, trial: seen.append(n) if trial else None,
     )
-    assert [trial.number for trial in tuned.trials] == [0, *seen]
+    assert seen == sorted(seen)
+    assert {trial.number for trial in tuned.trials} <= {0, *seen}
+    recipes = [(str(trial.composition), tuple(trial.scales.values())) for trial in tuned.trials]
+    assert len(set(recipes)) == len(recipes)
     was = tuned.trials[0]
     assert not was.feasible
     assert not was.front
