@@ -21,7 +21,11 @@ KEPT = 0.65
 AGAINST = 0.3
 """Cosine of a steering direction against a task vector's shift, or another direction, from which on they oppose."""
 
-Kind = Literal["strain", "lost", "opposed", "steering"]
+ALIGNED = 0.5
+"""Cosine of two vectors from which on each is a dose of the other: two trainings of one behavior on the playground have
+0.75, its behaviors among each other 0.1 at most."""
+
+Kind = Literal["strain", "lost", "opposed", "aligned", "steering"]
 
 _STEP = 0.05  # to which scales are rounded
 
@@ -31,7 +35,7 @@ class Caution:
     """One thing that a forecast warns of.
 
     Attributes:
-        kind: `strain` (abilities), `lost` (a behavior), `opposed` (a pair), `steering`.
+        kind: `strain` (abilities), `lost` (a behavior), `opposed` and `aligned` (a pair), `steering`.
         text: what, with its figures.
     """
 
@@ -70,6 +74,7 @@ def cautions(found: Forecast) -> list[Caution]:
         for at in [f"{use.effective:.2g}"]
     ]
     result += [Caution("opposed", _opposed(pair)) for pair in found.pairs if _fights(pair)]
+    result += [Caution("aligned", _aligned(found, pair)) for pair in found.pairs if (pair.whole.cosine or 0) >= ALIGNED]
     for item in found.directions:
         if item.cosine <= -AGAINST:
             text = f"the directions of `{item.first}` and `{item.second}` oppose each other in layer {item.layer}"
@@ -159,6 +164,14 @@ def _opposed(pair: Pair) -> str:
     if pair.whole.opposed is not None:
         figures.append(f"opposite signs in {pair.whole.opposed:.0%} of what they share")
     return f"`{pair.first}` and `{pair.second}` oppose each other{where} ({', '.join(figures)})"
+
+
+def _aligned(found: Forecast, pair: Pair) -> str:
+    acts = {use.label: f"`{use.label}` acts as at {use.effective:.2g}" for use in found.uses}
+    return (
+        f"`{pair.first}` and `{pair.second}` point the same way (cosine {pair.whole.cosine:+.2f}): "
+        f"{acts[pair.first]}, {acts[pair.second]}"
+    )
 
 
 def cautions_json(found: list[Caution]) -> list[dict[str, str]]:

@@ -55,6 +55,15 @@ def test_every_kind_of_warning_has_its_figures() -> None:
     assert "`cool@1` takes out" in texts[5]
 
 
+def test_two_doses_of_one_thing_are_told() -> None:
+    pair = PairFigures(cosine=0.75, overlap=0.4, opposed=0.01, lost=0.01)
+    found = replace(forecast(1.0, 1.8, 1.6), pairs=(Pair("aged@1", "brisk@1", pair, {}),))
+    (told,) = cautions(found)
+    assert told.kind == "aligned"
+    assert "(cosine +0.75): `aged@1` acts as at 1.8, `brisk@1` acts as at 1.6" in told.text
+    assert cautions(replace(found, pairs=(Pair("aged@1", "brisk@1", replace(pair, cosine=0.49), {}),))) == []
+
+
 def test_the_worst_hit_acts_at_the_least_scale_whatever_its_sign() -> None:
     found = forecast(1.0, 0.9, 0.7)
     assert found.worst is not None and found.worst.label == "brisk@1"
