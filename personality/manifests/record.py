@@ -20,8 +20,9 @@ def explain(error: ValidationError) -> str:
     for item in error.errors()[:3]:
         where = ".".join(str(step) for step in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
-        # A whole record is no value to show.
-        parts.append(f"{where}: {what} (got {item['input']!r:.80})" if where else what)
+        # A whole record is no value to show, and that is what a missing field's is.
+        shown = f" (got {item['input']!r:.80})" if item["type"] != "missing" else ""
+        parts.append(f"{where}: {what}{shown}" if where else what)
     return "; ".join(parts)
 
 
