@@ -236,11 +236,12 @@ def _recipe(asked: Any, personality: Personality, uses: Sequence[Use]) -> Person
 
 
 def _starts(uses: Sequence[Use]) -> list[dict[str, Any]]:
-    """Recipes to begin with: the sum at 0.8 and at 1, and TIES at its usual density."""
-    alike = [{use.behavior: scale for use in uses} for scale in (0.8, 1.0, 1.0)]
+    """Recipes to begin with: the sum at 0.8 and at 1, and TIES at a low and at its usual density."""
+    alike = [{use.behavior: scale for use in uses} for scale in (0.8, 1.0, 1.0, 1.0)]
     methods: list[dict[str, Any]] = [
         {"(method)": "linear"},
         {"(method)": "linear"},
+        {"(method)": "ties", "(density)": 0.1},
         {"(method)": "ties", "(density)": 0.2},
     ]
     return [{**scales, **method} for scales, method in zip(alike, methods, strict=True)]
