@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt peers.txt
 demo: $(STAMP)  ## the main job, start to end, on the bundled playground model
 	$(BIN)/persona demo
 
-test: $(STAMP)  ## the default test suite (under 8 minutes on two cores)
+test: $(STAMP)  ## the default test suite (about ten minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)  ## what takes minutes: retraining a small base, long kill runs

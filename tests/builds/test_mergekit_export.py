@@ -187,9 +187,9 @@ def test_a_base_of_two_dtypes(tmp_path: Path) -> None:
 
 def test_how_the_base_is_named() -> None:
     assert base_reference("org/model", "a" * 40, Path("/cache/model")) == f"org/model@{'a' * 40}"
-    assert base_reference("base", "", Path("/work/base")) == "/work/base"
+    assert base_reference("base", "", Path("/models/base")) == "/models/base"
     with pytest.raises(IncompatibleError, match="for a revision or an adapter"):
-        base_reference("base", "", Path("/work/c++/base"))
+        base_reference("base", "", Path("/models/c++/base"))
 
 
 def test_a_version_that_steers(repository_copy: Path, tmp_path: Path) -> None:
