@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.playground import FOUR, SOLO, Bench
 from benchmarks.table import show
 from personality.changing_model import ChangingModel
-from personality.evaluation.goals import GENERAL, PUSH_BACK, goals_of, mean_value
+from personality.evaluation.goals import GENERAL, PUSH_BACK, goals_of
 from personality.evaluation.suite import Probe, read_suite
 from personality.evaluation.workbench import Workbench
 from personality.forecast.advice import KEPT, STRAINED, advise
@@ -106,7 +106,7 @@ class Field:
         return Personality(base=base, composition=composition or Composition(), uses=tuple(uses))
 
     def value(self, goal: str, results: Sequence[ProbeResult]) -> float:
-        return mean_value(self.goals[goal], results)
+        return float(np.mean(self.goals[goal].values(results)))
 
     def losses(self, asked: Personality, given: Personality | None = None) -> dict[str, float]:
         """Against each behavior alone at the scale asked for, whole: one too small to show anything loses nothing.

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
+from personality.cli.options import (
+    DirectoryOption,
+    JsonOption,
+    LongestAnswerOption,
+    SamplingSeedOption,
+    SystemOption,
+    TemperatureOption,
+    examples,
+    find_versions,
+    open_repository,
+)
 from personality.cli.output import Output
 from personality.manifests.errors import UsageError
 from personality.manifests.names import version_number
@@ -24,22 +34,20 @@ def ask(
     version: Annotated[
         list[str] | None, typer.Option(help="A version; may be given again.", show_default="head")
     ] = None,
-    system: Annotated[str, typer.Option(help="A system turn before it.", show_default=False)] = "",
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    system: SystemOption = "",
+    temperature: TemperatureOption = 0.0,
+    seed: SamplingSeedOption = 0,
+    max_new_tokens: LongestAnswerOption = 256,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
     """Ask one or several versions side by side, weights and steering composed in memory; answers stream."""
     from personality.conversation.conversation import Conversation
-    from personality.versions.history import History
 
     out = Output("ask", as_json=as_json)
     repository = open_repository(directory)
-    history = History(repository)
     *names, prompt = words
-    if not names and (prompt in history.tags or version_number(prompt) is not None):
+    if not names and (prompt in repository.tags() or version_number(prompt) is not None):
         raise UsageError(f"what is {prompt} to be asked?", f'give a prompt: `persona ask {prompt} "…"`')
     if names and version:
         raise UsageError(
@@ -48,29 +56,22 @@ def ask(
     names = names or version or ["head"]
     if not prompt.strip():
         raise UsageError("the prompt is empty", 'persona ask v4 "…"')
-    versions = [find_version(out, repository, name)[1] for name in names]
-    labels = [history.label(version) for version in versions]
+    versions = find_versions(out, repository, names)
     conversation = Conversation(
-        repository,
-        list(zip(versions, labels, strict=True)),
-        system=system,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
+        repository, versions, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
-    with out.replies(labels) as on_text:
-        answers = [answer.text for answer in conversation.say(prompt, on_text).answers]
+    with out.replies([label for _, label in versions]) as on_text:
+        answers = conversation.say(prompt, on_text).answers
 
     def human() -> None:
         if on_text is None:
-            out.table(["", ""], list(zip(labels, answers, strict=True)))
+            out.table(["", ""], [(answer.label, answer.text) for answer in answers])
 
     out.result(
         {
             "prompt": prompt,
             "answers": [
-                {"version": version.id, "label": label, "answer": answer}
-                for version, label, answer in zip(versions, labels, answers, strict=True)
+                {"version": answer.version, "label": answer.label, "answer": answer.text} for answer in answers
             ],
         },
         human,

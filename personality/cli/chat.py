@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
+from personality.cli.options import (
+    DirectoryOption,
+    JsonOption,
+    LongestAnswerOption,
+    SamplingSeedOption,
+    SystemOption,
+    TemperatureOption,
+    examples,
+    find_versions,
+    open_repository,
+)
 from personality.cli.output import Output
 from personality.manifests.errors import PersonaError, UsageError
 
@@ -34,10 +44,10 @@ _HELP = """\
 @examples("persona chat", "persona chat v3 v4", 'persona chat stable --system "Be brief." --temperature 0.7')
 def chat(
     versions: Annotated[list[str] | None, typer.Argument(help="One or more versions.", show_default="head")] = None,
-    system: Annotated[str, typer.Option(help="A system turn before it.", show_default=False)] = "",
-    temperature: Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    system: SystemOption = "",
+    temperature: TemperatureOption = 0.0,
+    seed: SamplingSeedOption = 0,
+    max_new_tokens: LongestAnswerOption = 256,
     as_json: JsonOption = False,
     directory: DirectoryOption = None,
 ) -> None:
@@ -49,7 +59,7 @@ def chat(
 
     out = Output("chat", as_json=as_json)
     repository = open_repository(directory)
-    found = _find(out, repository, versions or ["head"])
+    found = find_versions(out, repository, versions or ["head"])
     conversation = Conversation(
         repository, found, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
@@ -118,7 +128,7 @@ class _Session:
     def _version(self, words: list[str]) -> None:
         if not words:
             raise UsageError("which version?", "`/version v3`")
-        self._conversation.change(_find(self._out, self._repository, words))
+        self._conversation.versions = find_versions(self._out, self._repository, words)
 
     def _system(self, words: list[str]) -> None:
         self._conversation.system = " ".join(words)
@@ -164,14 +174,6 @@ class _Session:
         chosen, rejected = (first, second) if words[1] == "1" else (second, first)
         add_example(self._conversation, Path(words[0]), chosen=chosen, rejected=rejected, side=side)
         self._out.note(f"an example more in {words[0]}")
-
-
-def _find(out: Output, repository: Repository, names: Sequence[str]) -> list[tuple[Any, str]]:
-    found = []
-    for name in names:
-        history, version = find_version(out, repository, name)
-        found.append((version, history.label(version)))
-    return found
 
 
 def _read(prompt: str) -> str | None:

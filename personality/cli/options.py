@@ -20,6 +20,10 @@ DirectoryOption = Annotated[
     Path | None, typer.Option("-C", metavar="DIR", help="Run as if started in DIR.", show_default=False)
 ]
 MessageOption = Annotated[str, typer.Option("-m", "--message", help="Why, for the log.", show_default=False)]
+SystemOption = Annotated[str, typer.Option(help="A system turn before it.", show_default=False)]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")]
+SamplingSeedOption = Annotated[int, typer.Option(help="Of sampling.")]
+LongestAnswerOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,6 +77,12 @@ def find_version(out: Output, repository: Repository, name: str) -> tuple[Any, A
             f"the files have unsaved edits; this is {history.label(version)} without them (`persona save` records them)"
         )
     return history, version
+
+
+def find_versions(out: Output, repository: Repository, names: Sequence[str]) -> list[tuple[Any, str]]:
+    """Each version that is named, as `find_version` finds it, with its label."""
+    found = [find_version(out, repository, name) for name in names]
+    return [(version, history.label(version)) for history, version in found]
 
 
 def show_recorded(out: Output, recorded: Any, interference: Sequence[Any] = ()) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from personality.changing_model import ChangingModel
-from personality.conversation.speaking import as_chat, speak
+from personality.conversation.speaking import speak
 from personality.manifests.errors import UsageError
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
@@ -44,7 +44,7 @@ class Conversation:
 
     Args:
         repository: where.
-        versions: with their labels; at least one.
+        versions: with their labels; at least one. They may be replaced by others meanwhile; what was said stays.
         max_new_tokens: longest answer.
         temperature: 0 for greedy.
         seed: of sampling; turn n is sampled with seed + n.
@@ -67,10 +67,6 @@ class Conversation:
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self._seed = seed
-
-    def change(self, versions: Sequence[tuple[Version, str]]) -> None:
-        """Go on with other versions; what was said stays."""
-        self.versions = list(versions)
 
     def say(self, text: str, on_text: Callable[[str, str], None] | None = None) -> Exchange:
         """A user's turn: every version answers it.
@@ -107,11 +103,11 @@ class Conversation:
             version: its id.
             upto: so many exchanges; None for all.
         """
-        turns: list[tuple[str, str]] = []
+        turns = [{"role": "system", "content": self.system}] if self.system else []
         for exchange in self.exchanges[:upto]:
             own = next((item for item in exchange.answers if item.version == version), exchange.answers[0])
-            turns += [("user", exchange.asked), ("assistant", own.text)]
-        return as_chat(self.system, turns)
+            turns += [{"role": "user", "content": exchange.asked}, {"role": "assistant", "content": own.text}]
+        return turns
 
     def undo(self) -> Exchange:
         """Take the last turn back.

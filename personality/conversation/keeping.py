@@ -15,7 +15,7 @@ from personality.manifests.repository import Repository
 from personality.vectors.training.examples import Side, parse_example
 
 
-def save_transcript(conversation: Conversation, path: Path, *, force: bool = False) -> int:
+def save_transcript(conversation: Conversation, path: Path) -> int:
     """Write the first version's conversation, one message a line, as `persona read --transcript` reads it.
 
     Returns:
@@ -24,7 +24,7 @@ def save_transcript(conversation: Conversation, path: Path, *, force: bool = Fal
     Raises:
         UsageError: when nothing was said, or the file is there.
     """
-    if path.exists() and not force:
+    if path.exists():
         raise UsageError(f"{path} is there already", "choose another name")
     chat = conversation.chat(conversation.answer().version)
     write_bytes(path, "".join(_line(message) for message in chat).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from personality.evaluation.replies import end_ids, reply_ids, until_end
@@ -67,9 +67,3 @@ def _streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:
                 on_text(text)
 
     return Told()
-
-
-def as_chat(system: str, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """Turns of (role, content) as chat messages, a system turn first where there is one."""
-    first = [("system", system)] if system else []
-    return [{"role": role, "content": content} for role, content in [*first, *turns]]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-import numpy as np
-
 from personality.evaluation.intervals import mean, paired_difference, paired_share_difference, share
 from personality.evaluation.suite import Probe
 from personality.manifests.errors import UsageError
@@ -85,8 +83,3 @@ def find_goal(goals: dict[str, Goal], name: str) -> Goal:
     near = get_close_matches(name, goals, n=1)
     hint = f"did you mean `{near[0]}`? " if near else ""
     raise UsageError(f"there is nothing to measure called `{name}`", f"{hint}there are: {', '.join(sorted(goals))}")
-
-
-def mean_value(goal: Goal, results: Sequence[ProbeResult]) -> float:
-    """The mean of `values` alone, without an interval: for searches that need thousands."""
-    return float(np.mean(goal.values(results)))

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from personality.manifests.errors import PersonaError
@@ -94,10 +94,6 @@ class ServerOptions:
             # Without the plugin, only vLLM's development routes can change weights.
             own |= {"VLLM_SERVER_DEV_MODE": "1"}
         return {**inherited, **own}
-
-    def without_plugin(self) -> ServerOptions:
-        """The same with stock vLLM."""
-        return replace(self, plugin=False, positions=False)
 
 
 def has_plugin(environment: VllmEnvironment) -> bool:

@@ -63,7 +63,7 @@ def test_each_version_remembers_its_own_answers(repository: Repository, versions
     # One after the other gives what a version alone gives.
     alone = Conversation(repository, [versions[1]])
     assert alone.say(ASKED).answers[0].text == short
-    conversation.change([versions[1]])
+    conversation.versions = [versions[1]]
     assert conversation.say("What is 3 plus 4?") == alone.say("What is 3 plus 4?")
     assert conversation.undo().asked == "What is 3 plus 4?"
     assert len(conversation.exchanges) == 1

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,7 @@ def test_what_vllm_is_started_with(environment: Path, monkeypatch: pytest.Monkey
     command = options.command(Path("exports/v1"), ["--model-impl", "transformers"])
     assert command[1:3] == ["serve", "exports/v1"] and "--model-impl" in command
     assert command[command.index("--dtype") + 1] == "float32" and command[command.index("--max-model-len") + 1] == "64"
-    with_plugin, without = options.variables(), options.without_plugin().variables()
+    with_plugin, without = options.variables(), replace(options, plugin=False, positions=False).variables()
     assert (with_plugin["VLLM_PLUGINS"], with_plugin["PERSONA_STEERING"]) == ("persona", "positions")
     assert "VLLM_SERVER_DEV_MODE" not in with_plugin and without["VLLM_SERVER_DEV_MODE"] == "1"
     assert without["VLLM_PLUGINS"] == "" and "PYTHONPATH" not in with_plugin
