@@ -13,6 +13,8 @@ from torch import Tensor
 
 from personality.composition import kernels
 from personality.composition.layering import layered_names
+from personality.composition.methods import whole_tensor
+from personality.composition.methods.operand import Operand
 from personality.composition.threshold import kth_largest_magnitude
 from personality.manifests.errors import FallenApartError, IncompatibleError
 from personality.manifests.personality_record import Composition, Personality, Use
@@ -53,7 +55,8 @@ class Composer:
 
     Raises:
         IncompatibleError: when a vector changes tensors that the base lacks, or with another shape, or that are not
-            floating point, or when a layer range lies outside the model.
+            floating point, or when a layer range lies outside the model; when more vectors change a tensor than the
+            method composes.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Composer:
         for source in self._sources:
             for name in source.names:
                 self._touching.setdefault(name, []).append(source)
+        touching = {name: [source.use for source in sources] for name, sources in self._touching.items()}
+        whole_tensor.check(self.composition, touching)
 
     def _account(self, use: Use, vector: TaskVector) -> list[str]:
         missing = [name for name in vector.shapes if name not in self.base.specs]
@@ -205,6 +210,20 @@ class Composer:
         sources = self._touching[name]
         spec = self.base.specs[name]
         dtype = compute_dtype(spec.dtype)
+        if whole_tensor.is_whole(self.composition):
+            shape = matrix_shape(spec.shape)
+            operands = [
+                Operand(
+                    source.use.vector,
+                    source.vector.rows(name, 0, shape[0]).to(dtype).reshape(spec.shape),
+                    source.use.scale,
+                    source.use.density,
+                )
+                for source in sources
+            ]
+            delta = whole_tensor.delta(self.composition, name, self.base.tensor(name), operands)
+            yield 0, shape[0], delta.reshape(shape)
+            return
         scales = [source.use.scale for source in sources]
         ties = self.composition.method == "ties"
         thresholds = [self._threshold(source, name) if ties else 0.0 for source in sources]
