@@ -110,7 +110,7 @@ class Composition(Frozen):
     @property
     def drops(self) -> bool:
         """Whether the method keeps a share of each vector only, so that a use may have a density of its own."""
-        return self.method == "ties" or "density" in self.parameters
+        return self.method == "ties" or any(item.name == "density" for item in METHODS[self.method].parameters)
 
     def effective(self) -> dict[str, Any]:
         """Only the fields that change the result: `linear` has no settings, and adding directions up is the usual."""

@@ -19,6 +19,7 @@ from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import Composition
 from personality.vectors.tensors import matrix_shape
 
+_BLOCK_ELEMENTS: Final = 1 << 20  # a constant: the order of a sum may depend on a place's distance from the end
 _SPARSIFIED_BY: Final = {"dare": "random", "della": "della_magprune", "breadcrumbs": "magnitude_outliers"}
 
 
@@ -43,7 +44,7 @@ def sparsifying(composition: Composition, name: str, base: Tensor, operands: Seq
         "normalize": settings["normalize"] == "weighted",
         "lambda": settings["lambda"],
     }
-    return _merged(composition.method, name, None, kept, parameters).reshape(base.shape)
+    return _by_blocks(composition.method, name, kept, parameters).reshape(base.shape)
 
 
 def _sparse(composition: Composition, name: str, operand: Operand) -> Tensor:
@@ -72,6 +73,8 @@ def _sparse(composition: Composition, name: str, operand: Operand) -> Tensor:
 def scaled(composition: Composition, name: str, base: Tensor, operands: Sequence[Operand]) -> Tensor:
     """`sce`, `ram`, `ramplus_tl`, `model_stock`, `nearswap`: fine-tunes W + s τ, which the method weighs by itself."""
     changes = [_matrix(operand.scaled) for operand in operands]
+    if composition.method in ("ram", "nearswap"):  # every element by itself
+        return _by_blocks(composition.method, name, changes, composition.parameters).reshape(base.shape)
     return _merged(composition.method, name, None, changes, composition.parameters).reshape(base.shape)
 
 
@@ -157,6 +160,16 @@ MERGEKIT_METHODS: Final[Mapping[str, Callable[[Composition, str, Tensor, Sequenc
 def _matrix(tensor: Tensor) -> Tensor:
     """As (rows, columns) from two dimensions on, so that per-row methods see an expert's rows and not the experts."""
     return tensor.reshape(matrix_shape(tuple(tensor.shape))) if tensor.dim() > 1 else tensor.reshape(-1)
+
+
+def _by_blocks(method: str, name: str, others: Sequence[Tensor], parameters: Mapping[str, Any]) -> Tensor:
+    """What mergekit makes of a base of zeros and other tensors, element by element, in blocks that bound its copies."""
+    flat = [other.reshape(-1) for other in others]
+    total = torch.empty_like(flat[0])
+    for start in range(0, total.numel(), _BLOCK_ELEMENTS):
+        block = slice(start, start + _BLOCK_ELEMENTS)
+        total[block] = _merged(method, name, None, [item[block] for item in flat], parameters)
+    return total
 
 
 def _merged(

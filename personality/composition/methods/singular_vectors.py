@@ -57,7 +57,8 @@ def _tsv(changes: Sequence[Tensor]) -> Tensor:
     keep = min(changes[0].shape) // len(changes)
     if not keep:
         return _mean(changes)
-    parts = [tuple(factor[..., :keep] for factor in _decomposed(change)) for change in changes]
+    # Copies, so that what is cut off does not stay in memory.
+    parts = [tuple(factor[..., :keep].clone() for factor in _decomposed(change)) for change in changes]
     left = torch.cat([part[0] for part in parts], dim=1)
     values = torch.cat([part[1] for part in parts])
     right = torch.cat([part[2] for part in parts], dim=1)

@@ -129,6 +129,24 @@ def test_order_threads_and_other_draws_change_no_bit(scene: tuple[Workshop, list
         assert all(same_bits(tensor, results[0][name]) for name, tensor in found.items())
 
 
+@EVERY
+def test_large_tensors_are_the_same_on_any_number_of_threads(method: str) -> None:
+    """Large enough for torch to share a sum among threads: without a thread of its own, DARE's bits depended on it."""
+    shape = (48, 160) if method in ("tsv_merge", "iso_c") else (400, 512)
+    base = random_tensor(shape, 9, 0.02, torch.bfloat16)
+    operands = [Operand(letter * 64, random_tensor(shape, i, 0.001), 0.5) for i, letter in enumerate("abc")]
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found = whole_tensor.delta(Composition(method=method), "w", base, operands[: vectors_for(method)])
+            results.append(found)
+    finally:
+        torch.set_num_threads(threads)
+    assert same_bits(*results)
+
+
 @pytest.mark.parametrize("method", [name for name in OTHERS if METHODS[name].random and METHODS[name].most is None])
 def test_a_mask_is_of_seed_tensor_and_vector(method: str) -> None:
     """Another vector beside it, or another tensor before it, does not change what is dropped of a vector."""
