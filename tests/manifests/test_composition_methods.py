@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +173,13 @@ def test_every_default_is_a_value_and_every_citation_there() -> None:
         for parameter in method.parameters:
             assert parameter.read(parameter.default) == parameter.default
             assert parameter.read(str(parameter.default)) == parameter.default
+
+
+def test_the_documentation_has_every_method_with_its_settings_and_paper() -> None:
+    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    for method in METHODS.values():
+        assert f"`{method.name}`" in page
+        assert all(f"`{item.name}`" in page for item in method.parameters)
+        for paper in re.findall(r"arXiv ([\d.]+)", method.citation):
+            assert f"https://arxiv.org/abs/{paper}" in page
+    assert all(f"`{name}`" in page for name in REFUSED)

@@ -331,6 +331,62 @@ def test_slerp_from_a_base_of_zeros_is_linear() -> None:
     assert torch.equal(found, TAUS[0] * 0.6)
 
 
+# where mergekit fails or decides otherwise ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 4), (5, 1), (1,)])
+def test_della_where_there_is_nothing_to_rank(shape: tuple[int, ...]) -> None:
+    """Depthwise convolutions, columns and single elements: mergekit divides 0 by 0."""
+    from mergekit.merge_methods import merge_tensors
+
+    tau = random_tensor(shape, 1)
+    with pytest.raises(RuntimeError, match=r"p >= 0|p_in"):
+        merge_tensors(
+            [torch.zeros(shape), tau], "della_linear", parameters={"weight": [1.0], "density": 0.5}, base_index=0
+        )
+    found = whole_tensor.delta(
+        Composition(method="della_linear"), "w", torch.zeros(shape), [Operand("a" * 64, tau, 1.0)]
+    )
+    assert bool(torch.isfinite(found).all())
+    assert tau.numel() > 1 or torch.equal(found, tau)
+
+
+def test_breadcrumbs_of_a_single_element() -> None:
+    from mergekit.merge_methods import merge_tensors
+
+    tau = torch.tensor([0.5])
+    parameters = {"weight": [1.0], "density": 0.9}
+    assert float(merge_tensors([torch.zeros(1), tau], "breadcrumbs", parameters=parameters, base_index=0)) == 0
+    found = whole_tensor.delta(Composition(method="breadcrumbs"), "w", torch.zeros(1), [Operand("a" * 64, tau, 1.0)])
+    assert torch.equal(found, tau)
+
+
+def test_cancelling_elements_elect_plus() -> None:
+    """As mergekit does; `ties` elects nothing there."""
+    pair = [Operand("a" * 64, torch.ones(2, 2), 1.0), Operand("b" * 64, -torch.ones(2, 2), 1.0)]
+    composition = Composition(method="dare_ties", parameters={"density": 1})
+    assert torch.equal(whole_tensor.delta(composition, "w", torch.zeros(2, 2), pair), torch.ones(2, 2))
+
+
+def test_a_negative_scale_turns_a_vector_round_where_mergekit_turns_all() -> None:
+    parameters = {"weight": [0.5, -1.0], "density": 1.0, "normalize": True}
+    total = TAUS[0] * 0.5 - TAUS[1]
+    torch.testing.assert_close(theirs("dare_linear", TAUS[:2], **parameters), total / -0.5, rtol=1e-4, atol=1e-6)
+    found = ours("dare_linear", (0.5, -1.0), density=1, normalize="weighted")
+    torch.testing.assert_close(found, total / 1.5)
+
+
+def test_the_divergences_of_arcee_fusion_need_float64() -> None:
+    """Of rows of 4096 that a fine-tune changed by a thousandth, float32 makes some divergences negative."""
+    base, change = random_tensor((32, 4096), 1, 0.02), random_tensor((32, 4096), 2, 2e-4)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        p, q = (torch.softmax(item.to(dtype), -1) + 1e-8 for item in (base + change, base))
+        found[dtype] = (p * torch.log(p / q)).sum(-1)
+    assert bool((found[torch.float32] < 0).any())
+    assert bool((found[torch.float64] > 0).all())
+
+
 # run whole -------------------------------------------------------------------------------------------
 
 

@@ -165,6 +165,26 @@ def test_a_mask_is_of_seed_tensor_and_vector(method: str) -> None:
     assert 0.4 < float(alone.float().mean()) < 0.6
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@EVERY
+def test_other_dtypes(method: str, dtype: torch.dtype) -> None:
+    """Δ is in the compute dtype, float64 for a float64 base; a float16 base only rounds it."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    base = random_tensor((24, 20), 9, 0.5, dtype)
+    taus = [random_tensor((24, 20), i, 0.02) for i in range(3)][: vectors_for(method)]
+    found, single = (
+        whole_tensor.delta(
+            Composition(method=method),
+            "w",
+            base,
+            [Operand(letter * 64, tau.to(own), 0.5) for letter, tau in zip("abc", taus, strict=False)],
+        )
+        for own in (compute, torch.float32)
+    )
+    assert found.dtype == compute
+    torch.testing.assert_close(found.float(), single, rtol=1e-4, atol=1e-6)
+
+
 LONE = {"sce", "model_stock", "nuslerp", "multislerp", "tsv_merge"}
 
 
