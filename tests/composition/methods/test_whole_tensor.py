@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def test_large_tensors_are_the_same_on_any_number_of_threads(method: str) -> Non
     finally:
         torch.set_num_threads(threads)
     assert same_bits(*results)
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della", "model_stock", "arcee_fusion", "tsv_merge"])
+def test_several_tensors_at_the_same_time(scene: tuple[Workshop, list[str]], method: str) -> None:
+    made, vectors = scene
+    uses = [made.use(vector, scale) for vector, scale in zip(vectors[: vectors_for(method)], SCALES, strict=False)]
+    composer = made.composer(uses, Composition(method=method))
+    names = list(composer.specs) * 5
+    alone = {name: composer.tensor(name) for name in composer.specs}
+    threads = torch.get_num_threads()
+    state = torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(composer.tensor, names))
+    assert all(same_bits(tensor, alone[name]) for name, tensor in zip(names, found, strict=True))
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("method", [name for name in OTHERS if METHODS[name].random and METHODS[name].most is None])
