@@ -89,6 +89,8 @@ def _show_methods(out: Output) -> None:
         for item in METHODS.values():
             out.line(item.name, "bold")
             out.line(f"  {item.summary} ({item.citation})")
+            if item.name == "ties":
+                out.line("  density, normalize, trim-scope, lambda: `persona method --help`")
             for parameter in item.parameters:
                 default = f"{parameter.default:g}" if isinstance(parameter.default, float) else parameter.default
                 shown = str(default).lower()
@@ -146,9 +148,15 @@ def composition_from(
             f"linear has no {', '.join(name.replace('_', '-') for name in chosen)}: it only sums scaled vectors",
             "leave that out, or choose `ties`",
         )
+    if seed is not None and not known.random:
+        raise UsageError(f"`{method}` draws nothing at random: it has no seed", "leave `--seed` out")
     before = current.as_json()
     data: dict[str, object] = {"method": method, "steering": steering or current.steering}
     if method in NATIVE:
+        if unknown := [name for name in chosen if name not in given]:
+            raise UsageError(
+                f"`{method}` has no {', '.join(unknown)}", "it has --density, --normalize, --trim-scope and --lambda"
+            )
         data.update({name: before[name] for name in given if name in before})
         data.update(chosen)
     else:
@@ -156,7 +164,10 @@ def composition_from(
         try:
             data["parameters"] = known.complete({**former, **chosen})
         except ValueError as error:
-            raise UsageError(str(error), "`persona method --list` shows every setting and its range") from error
+            listed = known.settings in str(error)
+            raise UsageError(
+                str(error), "`persona method --list` says what they do" if listed else known.settings
+            ) from error
     if seed is not None:
         data["seed"] = seed
     elif current.method == method:
