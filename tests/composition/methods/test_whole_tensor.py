@@ -21,10 +21,9 @@ from personality.manifests.errors import FallenApartError, IncompatibleError
 from personality.manifests.personality_record import Composition, LayerRange, Personality, Use
 from personality.manifests.repository import Repository
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.difference import store_difference
 from personality.vectors.task_vector import open_task_vector
 from tests.composition.conftest import NAMES, Workshop, random_tensor, same_bits
-from tests.conftest import fine_tuned, tiny_checkpoint
+from tests.composition.test_mergekit import make_family
 
 OTHERS = [name for name in METHODS if name not in NATIVE]
 EVERY = pytest.mark.parametrize("method", OTHERS)
@@ -299,31 +298,23 @@ def test_nothing_reaches_the_terminal(
     assert (out, err, caplog.text) == ("", "", "")
 
 
-def composer_on(root: Path, kind: str, method: str) -> Composer:
-    base = tiny_checkpoint(kind, root / "base")
-    repository = Repository(root / "repository")
-    vectors = []
-    for seed in range(1, 1 + vectors_for(method)):
-        tuned = fine_tuned(base, root / f"tuned-{seed}", seed=seed)
-        vectors.append(store_difference(repository, Checkpoint(base), Checkpoint(tuned)).id)
-    uses = tuple(
-        Use(behavior=name, number=1, vector=vector, scale=scale)
-        for name, vector, scale in zip(NAMES, vectors, (0.4, 0.3, 0.2), strict=False)
-    )
-    personality = Personality(
-        base=BaseIdentity(source="base", fingerprint="0" * 64), composition=Composition(method=method), uses=uses
-    )
-    return Composer(
-        Checkpoint(base), personality, {vector: open_task_vector(repository, vector, "v") for vector in vectors}
-    )
-
-
-@EVERY
-def test_no_bias_is_lost(tmp_path: Path, method: str) -> None:
-    """mergekit itself writes 30 of the 51 tensors of a Llama with biases."""
-    composer = composer_on(tmp_path, "llama-bias", method)
-    assert len(composer.touched) == len(composer.specs) == 51
-    for name in composer.specs:
-        assert composer.tensor(name).shape == composer.base.specs[name].shape
-        # Arcee Fusion keeps outliers only, which a bias of 16 elements need not have.
-        assert bool(composer.delta(name).any()) or method == "arcee_fusion", name
+@pytest.mark.parametrize("kind", ["llama-bias", "qwen3_moe", "qwen3_5"])
+def test_no_tensor_of_a_model_is_lost(tmp_path: Path, kind: str) -> None:
+    """Biases (mergekit itself writes 30 of the 51 tensors of that Llama), routers, experts, depthwise convolutions."""
+    family = make_family(tmp_path, kind, torch.bfloat16)
+    repository, base = Repository(tmp_path / "repository"), Checkpoint(family.base)
+    opened = {vector: open_task_vector(repository, vector, "vector") for vector in family.vectors}
+    for method in OTHERS:
+        uses = tuple(
+            Use(behavior=name, number=1, vector=vector, scale=scale)
+            for name, vector, scale in zip(NAMES, family.vectors[: vectors_for(method)], (0.4, 0.3, 0.2), strict=False)
+        )
+        personality = Personality(
+            base=BaseIdentity(source="base", fingerprint="0" * 64), composition=Composition(method=method), uses=uses
+        )
+        composer = Composer(base, personality, opened)
+        assert composer.touched == list(base.specs)
+        for name, spec in base.specs.items():
+            assert composer.tensor(name).shape == spec.shape
+            # Arcee Fusion keeps outliers only, which a bias of 16 elements need not have.
+            assert bool(composer.delta(name).any()) or method == "arcee_fusion", (method, name)
