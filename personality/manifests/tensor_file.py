@@ -204,12 +204,14 @@ class TensorWriter:
             ValueError: when it is not the next one, or has another size than announced.
         """
         spec = self._waiting.pop()
+        if spec.name != name:
+            raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name}")
         written = 0
-        for block in blocks if spec.name == name else ():
+        for block in blocks:
             view = memoryview(block).cast("B")
             written += len(view)
             self._stream.put(view)
-        if spec.name != name or written != spec.nbytes:
+        if written != spec.nbytes:
             raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name} with {written}")
 
     def finish(self) -> str:

@@ -75,7 +75,7 @@ def test_what_a_change_leaves_alone_is_taken_over(repository: Repository) -> Non
     assert built.new
     assert built.taken_bytes == untouched > 0
     old, new = shards(build_path(repository, first)), shards(built.path)
-    shared = [name for name in new if os.path.samefile(built.path / name, build_path(repository, first) / name)]
+    shared = [name for name in new if (built.path / name).samefile(build_path(repository, first) / name)]
     assert shared, "no whole shard was the same"
     assert all(old[name] == new[name] for name in shared)
     assert [name for name in new if old[name] != new[name]], "no shard was another one"
@@ -110,7 +110,7 @@ def test_without_links_a_shard_is_copied(repository: Repository, monkeypatch: py
     monkeypatch.setattr(os, "link", refuse)
     built = build(repository, second, shard_bytes=SHARD_BYTES)
     assert built.taken_bytes == untouched
-    assert not any(os.path.samefile(path, build_path(repository, first) / path.name) for path in built.path.iterdir())
+    assert not any(path.samefile(build_path(repository, first) / path.name) for path in built.path.iterdir())
     assert shards(built.path) == from_scratch(repository, second)
 
 
