@@ -143,4 +143,6 @@ def _device(name: str) -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"cannot compose on `{name}`", _DEVICES)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device `{name}` here: torch sees {torch.cuda.device_count()}", _DEVICES)
     return device
