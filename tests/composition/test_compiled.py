@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from personality.composition import compiled as compiled_module
+from personality.composition import engine as engine_module
+from personality.composition import kernels
 from personality.composition.compiled import (
     SMALLEST,
     Signature,
@@ -34,13 +35,13 @@ NEEDS_COMPILER = pytest.mark.skipif(not can_compile(), reason="there is no C++ c
 
 def compile_into(cache: Path, signature: Signature) -> None:
     """As the engine has it done: by a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "personality.composition.compiling", *arguments(signature)],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        process = start_compiling(signature)
+        assert process is not None
+        assert process.wait() == 0
+        assert list(cache_folder().iterdir()) == [signature.find()]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,23 @@ def test_a_matrix_keeps_its_shape(cache: Path) -> None:
     base = torch.randn(8, 32).bfloat16()
     found, _ = fast(base, [torch.zeros(8, 32)] * 2, ones, ones, ones[0])
     assert same_bits(found, base)
+
+
+@NEEDS_COMPILER
+def test_the_engine_takes_it_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, deltas = numbers(1000, torch.bfloat16, 1), [numbers(1000, torch.float32, i) for i in (2, 3)]
+    others = [0.5, -1.0], [0.0, 1e-3], 0.9
+    wanted, _ = Engine(threads=1, compiling=False).compose(MEAN, base, deltas, *others)
+    engine = Engine(threads=1)
+    engine.compose(MEAN, base, deltas, *others)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the function that is written was called")
+
+    monkeypatch.setattr(kernels, "compose", refuse)
+    assert same_bits(engine.compose(MEAN, base, deltas, *others)[0], wanted)
+    with pytest.raises(AssertionError, match="that is written was called"):
+        engine.compose(MEAN, base[:9], [delta[:9] for delta in deltas], *others)
 
 
 @NEEDS_COMPILER
@@ -262,8 +280,6 @@ def test_without_a_compiler_nothing_is_started(no_cache: None, monkeypatch: pyte
 
 
 def test_the_engine_composes_without_a_compiler(no_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from personality.composition import engine as engine_module
-
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(engine_module, "_WORTH_COMPILING_S", 0.0)
     base, deltas = numbers(300, torch.bfloat16, 1), [numbers(300, torch.float32, i) for i in (2, 3)]
