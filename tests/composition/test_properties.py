@@ -250,7 +250,7 @@ def test_what_is_written_is_what_is_composed(
 def test_linear_is_linear_within_one_rounding(
     workshop: Callable[..., Workshop], seed: int, scales: list[float], dtype: torch.dtype, delta: torch.dtype
 ) -> None:
-    """Against exact sums: half a unit of the base's dtype, and what float32 (float64) arithmetic loses in n + 1 steps."""
+    """Against exact sums: half a unit of the base's dtype, and what the compute dtype loses in n + 1 steps."""
     shape = (11, 13)
     base = {"w": fill(shape, dtype, seed, 3.0)}
     shop = workshop(base)
