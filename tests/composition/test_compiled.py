@@ -67,14 +67,14 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def numbers(elements: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Of every size that the dtype has without overflow of a sum; zeros of both signs and subnormals among them."""
+def numbers(elements: int, dtype: torch.dtype, seed: int, largest: float = 256.0) -> Tensor:
+    """Of every size up to a largest; zeros of both signs and the smallest subnormal ones among them."""
     generator = torch.Generator().manual_seed(seed)
     limits = torch.finfo(dtype)
     found = torch.randn(elements, generator=generator, dtype=torch.float64)
     sizes = torch.randint(0, 5, (elements,), generator=generator)
-    factors = torch.tensor([1.0, 1e-3, limits.smallest_normal * limits.eps * 9, limits.max**0.5, 0.0])
-    return (found * factors.double()[sizes]).to(dtype)
+    factors = [1.0, 1e-3, limits.smallest_normal * limits.eps * 9, largest, 0.0]
+    return (found * torch.tensor(factors, dtype=torch.float64)[sizes]).to(dtype)
 
 
 def check_bits(signature: Signature) -> None:
@@ -83,15 +83,14 @@ def check_bits(signature: Signature) -> None:
     assert fast is not None
     before = torch.get_num_threads()
     dtype = compute_dtype(signature.base)
+    dtypes = TORCH_DTYPES[signature.base], TORCH_DTYPES[signature.delta]
+    largest = min(torch.finfo(each).max for each in dtypes) ** 0.5  # no sum of a few overflows
     try:
         for seed, elements in enumerate((SMALLEST, 65, 127, 1000, 4099, 70_001)):
             torch.set_num_threads(1 + seed % 2)
             # Views one element into their memory: a mapped tensor lies at any address.
-            base = numbers(elements + 1, TORCH_DTYPES[signature.base], seed)[1:]
-            deltas = [
-                numbers(elements + 1, TORCH_DTYPES[signature.delta], 100 * seed + i)[1:]
-                for i in range(signature.vectors)
-            ]
+            base = numbers(elements + 1, dtypes[0], seed, largest)[1:]
+            deltas = [numbers(elements + 1, dtypes[1], 100 * seed + i, largest)[1:] for i in range(signature.vectors)]
             scales = torch.randn(signature.vectors, dtype=dtype, generator=torch.Generator().manual_seed(seed))
             limits = torch.linspace(0.0, 1e-2, signature.vectors, dtype=dtype)
             lam = torch.tensor(1.0 if seed % 2 else 0.37, dtype=dtype)
