@@ -48,7 +48,7 @@ def encode(
     chosen = chosen_encoding(encoding, density, rank, trim_scope)
     assert chosen is not None  # the encoding is given
     with out.progress(f"encode {name}") as advance:
-        manifest, new = encode_vector(repository, VectorLabel.parse(name), chosen, on_tensor=advance)
+        manifest, new, notes = encode_vector(repository, VectorLabel.parse(name), chosen, on_tensor=advance)
     before = {item.id: item for item in repository.manifests()}
     old = next((before[item] for item in manifest.lineage if item in before), None)
 
@@ -57,6 +57,8 @@ def encode(
         share = f", {percent(manifest.bytes / old.bytes)} of {old.label}" if old is not None and old.bytes else ""
         out.line(f"  {manifest.encoding}, {len(manifest.tensors)} tensors, {size(manifest.bytes)}{share}")
         show_residual(out, manifest, "  ")
+        for note in notes:
+            out.line(f"  {note}")
         out.note(f"next: persona add {manifest.label}")
 
-    out.result({"vector": manifest.as_json(), "new": new}, human)
+    out.result({"vector": manifest.as_json(), "new": new, "notes": list(notes)}, human)

@@ -27,7 +27,7 @@ _BLOCK_ELEMENTS = 1 << 20
 
 def encode_vector(
     repository: Repository, label: VectorLabel, encoding: Encoding, *, on_tensor: OnTensor | None = None
-) -> tuple[Manifest, bool]:
+) -> tuple[Manifest, bool, tuple[str, ...]]:
     """Store a task vector in another encoding, as the next vector of its behavior.
 
     Where nothing is lost, what was measured of the old vector is said of the new one too.
@@ -39,7 +39,7 @@ def encode_vector(
         on_tensor: told of the tensors.
 
     Returns:
-        The new vector's manifest, whose lineage names the old one, and whether it is new.
+        The new vector's manifest, whose lineage names the old one, whether it is new, and notes on how it is kept.
 
     Raises:
         NotFoundError, UsageError: there is no such vector, or it is a steering vector.
@@ -72,7 +72,7 @@ def encode_vector(
             lineage=lineage,
             suggested_scale=old.suggested_scale if same else None,
         )
-        return complete_lineage(repository, manifest, lineage), new
+        return complete_lineage(repository, manifest, lineage), new, stored.notes
 
 
 def trim_limit(source: TaskVector, encoding: Encoding) -> Limit | None:

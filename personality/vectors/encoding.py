@@ -15,6 +15,7 @@ from personality.manifests.repository import Repository
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.encoders import Limit, OnTensor, store_delta, store_exact, store_low_rank, store_sparse
 from personality.vectors.fine_tune import FineTune
+from personality.vectors.low_rank import LowRankVector
 from personality.vectors.stored import StoredTask, measure
 from personality.vectors.task_vector import TaskVector, open_task_vector
 from personality.vectors.tensors import row_blocks
@@ -110,9 +111,17 @@ def store_encoded(
         bytes=sum(spec.nbytes for spec in vector.specs.values()),
         norm=norm,
         rounding=rounding,
-        notes=tuple(source.notes) if isinstance(source, FineTune) else (),
+        notes=(*(source.notes if isinstance(source, FineTune) else ()), *_carried(vector)),
         residual=residual(source, vector, base),
     )
+
+
+def _carried(vector: TaskVector) -> list[str]:
+    """What a low-rank vector carries dense, in words."""
+    if not isinstance(vector, LowRankVector):
+        return []
+    factored = sum(vector.has_factors(name) for name in vector.shapes)
+    return [f"factors of {factored} tensors; {len(vector.shapes) - factored} that have none are carried dense"]
 
 
 def residual(source: TaskVector, vector: TaskVector, base: Checkpoint) -> Residual:
@@ -140,4 +149,5 @@ def residual(source: TaskVector, vector: TaskVector, base: Checkpoint) -> Residu
 
 def _squares(values: Tensor) -> float:
     """Their sum, in float64."""
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    return norm * norm

@@ -147,6 +147,7 @@ def test_low_rank_is_recorded_with_what_it_lost(root: Path) -> None:
     assert found.residual is not None
     assert 0 < found.residual.whole < 1
     assert "low-rank" in out
+    assert "that have none are carried dense" in out
     assert f"residual {found.residual.whole:.3g} of the norm" in out
     assert found.lineage == (old.id,)
     assert found.making.how == "encode"
