@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-
-from torch import Tensor
 
 from personality.composition.opening import base_of
-from personality.composition.threshold import kth_largest_magnitude
+from personality.composition.threshold import Thresholds
 from personality.environment import tool_versions
 from personality.making.vector_records import complete_lineage, record_vector
 from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
-from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.encoders import Limit, OnTensor
 from personality.vectors.encoding import Encoding, store_encoded
+from personality.vectors.fine_tune import FineTune
+from personality.vectors.magnitudes import count_magnitudes
 from personality.vectors.task_vector import TaskVector, open_task_vector
-from personality.vectors.tensors import row_blocks
 from personality.versions.recipe import find_vector
-
-_BLOCK_ELEMENTS = 1 << 20
 
 
 def encode_vector(
@@ -84,22 +78,8 @@ def trim_limit(source: TaskVector, encoding: Encoding) -> Limit | None:
     density = encoding.density
     if density is None:
         return None
-    if density == 1:
-        return lambda name: 0.0
+    magnitudes = count_magnitudes(source) if isinstance(source, FineTune) else None
+    thresholds = Thresholds(source, list(source.shapes), None, magnitudes)
     if encoding.trim_scope == "tensor":
-        return lambda name: _limit(source, [name], density)
-    least = _limit(source, list(source.shapes), density)
-    return lambda name: least
-
-
-def _limit(source: TaskVector, names: Sequence[str], density: float) -> float:
-    elements = sum(math.prod(source.shapes[name]) for name in names)
-    if elements == 0:
-        return 0.0
-    return kth_largest_magnitude(lambda: _blocks(source, names), max(1, int(density * elements)))
-
-
-def _blocks(source: TaskVector, names: Sequence[str]) -> Iterator[Tensor]:
-    for name in names:
-        for start, stop in row_blocks(TensorSpec(name, "F32", source.shapes[name]), _BLOCK_ELEMENTS):
-            yield source.rows(name, start, stop)
+        return lambda name: thresholds.of_tensor(name, density)
+    return lambda name: thresholds.of_vector(density)

@@ -18,16 +18,12 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 COMPOSABLE = ("F64", "F32", "F16", "BF16")
 """Dtypes whose tensors a vector can change; all others are copied."""
 
 INTEGERS = {"F64": torch.int64, "F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
 """As which the bits of each of these are looked at."""
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Safetensors' name of one of torch's dtypes."""
-    return next(name for name, known in TORCH_DTYPES.items() if known == dtype)
 
 
 def compute_dtype(name: str) -> torch.dtype:

@@ -22,7 +22,7 @@ from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import DTYPE_BYTES, TensorFile, TensorSpec
 from personality.vectors import planes
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.dtypes import COMPOSABLE, INTEGERS, TORCH_DTYPES, compute_dtype, name_of
+from personality.vectors.dtypes import COMPOSABLE, DTYPE_NAMES, INTEGERS, TORCH_DTYPES, compute_dtype
 from personality.vectors.frames import CHUNK_ELEMENTS, Bytes, Frames, LastChunk, declared, header_fields
 from personality.vectors.tensors import matrix_shape
 
@@ -51,6 +51,7 @@ class ExactVector:
     Attributes:
         shapes: shape of each base tensor that it changes.
         specs: the stored blobs.
+        path: the file.
         tuned: dtype and shape of each fine-tuned tensor.
 
     Raises:
@@ -61,6 +62,7 @@ class ExactVector:
         chunk, self.tuned = declared(file, header)
         self.shapes = {name: spec.shape for name, spec in self.tuned.items()}
         self.specs: dict[str, TensorSpec] = dict(file.specs)
+        self.path = file.path
         self._base = base
         self._last = LastChunk()
         self._frames = {
@@ -147,16 +149,15 @@ def encoded(tuned: Tensor, base: Tensor) -> list[Bytes]:
 
 def ordered(values: Tensor) -> NDArray[Any]:
     """Floats as signed integers that order as they do, in a new array; −0 is −1."""
-    bits = values.contiguous().view(INTEGERS[name_of(values.dtype)]).numpy()
-    return _flip(bits.copy())
+    return _flip(values.contiguous().view(INTEGERS[DTYPE_NAMES[values.dtype]]).numpy())
 
 
 def _flip(bits: NDArray[Any]) -> NDArray[Any]:
-    """Inverts all but the sign bit where that is set, in place: from floats' bits to ordered integers, and back."""
-    mask = bits >> (8 * bits.itemsize - 1)
-    mask &= np.iinfo(bits.dtype).max
-    bits ^= mask
-    return bits
+    """All but the sign bit inverted where that is set: from floats' bits to ordered integers, and back."""
+    flipped = bits >> (8 * bits.itemsize - 1)
+    flipped &= np.iinfo(bits.dtype).max
+    flipped ^= bits
+    return flipped
 
 
 def zigzag(differences: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.base import model_config
 from personality.vectors.checkpoint import Checkpoint, listing
-from personality.vectors.dtypes import COMPOSABLE, INTEGERS, TORCH_DTYPES, compute_dtype, name_of
+from personality.vectors.dtypes import COMPOSABLE, DTYPE_NAMES, INTEGERS, TORCH_DTYPES, compute_dtype
 from personality.vectors.tensors import matrix_shape, row_blocks
 
 _BLOCK_ELEMENTS = 1 << 20
@@ -25,6 +25,7 @@ class FineTune:
     Attributes:
         shapes: shape of each tensor that differs, be it in the sign of a zero.
         specs, tuned: dtype and shape of these in the fine-tune.
+        path: the fine-tune's folder.
         notes: what a user should know of how the files were read.
 
     Raises:
@@ -42,6 +43,7 @@ class FineTune:
         if not self.tuned:
             raise no_change(files)
         self.specs = self.tuned
+        self.path = files.folder
         self.shapes = {name: spec.shape for name, spec in self.tuned.items()}
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -56,7 +58,7 @@ class FineTune:
     def _differs(self, name: str) -> bool:
         """Whether a tensor differs in any bit of its values; refused for NaN and infinite values."""
         wide = torch.promote_types(*(TORCH_DTYPES[side.specs[name].dtype] for side in (self._base, self._files)))
-        bits = INTEGERS[name_of(wide)]
+        bits = INTEGERS[DTYPE_NAMES[wide]]
         differs, bad = False, 0
         for start, stop in row_blocks(self._base.specs[name], _BLOCK_ELEMENTS):
             old, new = (_matrix(side, name)[start:stop].to(wide) for side in (self._base, self._files))

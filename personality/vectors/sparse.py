@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personality.manifests.tensor_file import DTYPE_BYTES, TensorFile, TensorSpec
 from personality.vectors import planes, positions
-from personality.vectors.dtypes import INTEGERS, TORCH_DTYPES, name_of
+from personality.vectors.dtypes import DTYPE_NAMES, INTEGERS, TORCH_DTYPES
 from personality.vectors.frames import CHUNK_ELEMENTS, Bytes, Frames, LastChunk, declared, header_fields
 from personality.vectors.tensors import matrix_shape
 
@@ -53,6 +53,7 @@ class SparseVector:
     Attributes:
         shapes: shape of each base tensor that it changes.
         specs: the stored blobs.
+        path: the file.
 
     Raises:
         CorruptError: when header and blobs do not fit together.
@@ -62,6 +63,7 @@ class SparseVector:
         chunk, self._dense = declared(file, header)
         self.shapes = {name: spec.shape for name, spec in self._dense.items()}
         self.specs: dict[str, TensorSpec] = dict(file.specs)
+        self.path = file.path
         self._last = LastChunk()
         self._frames = {
             name: Frames(
@@ -106,5 +108,5 @@ def encoded(values: Tensor, kept: Tensor) -> list[Bytes]:
         kept: which of them, (n,), bool.
     """
     chosen = values[kept]
-    words = chosen.view(INTEGERS[name_of(chosen.dtype)]).numpy()
+    words = chosen.view(INTEGERS[DTYPE_NAMES[chosen.dtype]]).numpy()
     return [positions.steps(kept.numpy()), *planes.split(words.view(f"u{words.itemsize}"))]

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personality.composition.threshold import kth_largest_magnitude
+from personality.composition.threshold import kth_in_bin, magnitude
+from personality.vectors.magnitudes import MagnitudeCounter
+
+
+def kth_largest_magnitude(blocks: Callable[[], list[Tensor]], k: int) -> float:
+    """Counted, and counted more closely where the first histogram does not say it all."""
+    counter = MagnitudeCounter()
+    counter.begin("w")
+    for block in blocks():
+        counter.add(block)
+    place = counter.result().kth_largest(["w"], k)
+    return magnitude(place.pattern if place.exact else kth_in_bin(blocks(), place.pattern, k - place.above))
 
 
 def reference(tensor: Tensor, k: int) -> float:

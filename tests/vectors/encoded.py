@@ -13,7 +13,7 @@ from torch import Tensor
 from personality.making.reencoding import trim_limit
 from personality.manifests.repository import Repository
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.dtypes import INTEGERS, name_of
+from personality.vectors.dtypes import DTYPE_NAMES, INTEGERS
 from personality.vectors.encoding import Encoding, store_encoded
 from personality.vectors.stored import StoredTask
 from personality.vectors.task_vector import TaskVector, open_task_vector
@@ -45,7 +45,7 @@ def whole(vector: TaskVector, name: str) -> Tensor:
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Also the signs of zeros."""
-    bits = INTEGERS[name_of(first.dtype)]
+    bits = INTEGERS[DTYPE_NAMES[first.dtype]]
     return first.dtype == second.dtype and torch.equal(first.contiguous().view(bits), second.contiguous().view(bits))
 
 
@@ -57,10 +57,10 @@ def floats(draw: st.DrawFn, dtype: torch.dtype, size: int) -> Tensor:
     width = torch.finfo(dtype).bits
     bits = torch.randint(-(2**62), 2**62, (size,), generator=generator) << 2
     bits >>= 64 - width
-    found = bits.to(INTEGERS[name_of(dtype)]).view(dtype)
+    found = bits.to(INTEGERS[DTYPE_NAMES[dtype]]).view(dtype)
     info = torch.finfo(dtype)
     special = torch.tensor([0.0, -0.0, info.tiny, -info.tiny, info.max / 4, -info.max / 4, 1.0], dtype=dtype)
-    smallest = torch.tensor([1, 2, -(2 ** (width - 1)) + 1]).to(INTEGERS[name_of(dtype)]).view(dtype)
+    smallest = torch.tensor([1, 2, -(2 ** (width - 1)) + 1]).to(INTEGERS[DTYPE_NAMES[dtype]]).view(dtype)
     special = torch.cat([special, smallest])
     chosen = special[torch.randint(0, len(special), (size,), generator=generator)]
     # Two finite numbers of this size have a finite difference.

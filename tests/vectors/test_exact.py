@@ -16,7 +16,7 @@ from personality.manifests.errors import IncompatibleError
 from personality.manifests.repository import Repository
 from personality.vectors import encoders, exact, frames
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.dtypes import INTEGERS, name_of
+from personality.vectors.dtypes import DTYPE_NAMES, INTEGERS
 from personality.vectors.encoding import Encoding
 from personality.vectors.exact import ExactVector
 from personality.vectors.fine_tune import FineTune
@@ -197,4 +197,4 @@ def test_only_the_chunks_asked_for_are_decoded(tmp_path: Path, monkeypatch: pyte
 
 
 def test_names_of_integers_cover_every_dtype() -> None:
-    assert {name_of(dtype) for dtype in DTYPES} == set(INTEGERS)
+    assert {DTYPE_NAMES[dtype] for dtype in DTYPES} == set(INTEGERS)
