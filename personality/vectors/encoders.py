@@ -12,6 +12,7 @@ from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import delta, exact, low_rank, sparse
+from personality.vectors.base import weights_digest
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from personality.vectors.exact import ExactVector
@@ -63,7 +64,8 @@ def store_exact(repository: Repository, base: Checkpoint, source: TaskVector, to
                 "added to the base and rounded to its dtype, this vector changes no weight: nothing would be left",
                 "keep it as `delta`",
             )
-        return spool.store(exact.header(kept)), {spec.name: str(spec) for spec in kept}
+        header = exact.header(kept, weights_digest(base, repository.cache))
+        return spool.store(header), {spec.name: str(spec) for spec in kept}
 
 
 def store_sparse(

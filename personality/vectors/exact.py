@@ -29,13 +29,14 @@ from personality.vectors.tensors import matrix_shape
 ENCODING = "exact"
 
 
-def header(specs: list[TensorSpec]) -> dict[str, Any]:
+def header(specs: list[TensorSpec], base: str) -> dict[str, Any]:
     """What a file of this encoding says of itself.
 
     Args:
         specs: the fine-tuned tensors: the base's names and shapes, and their own dtypes.
+        base: digest of the base's weights: relative to others, the stored bits would mean nothing.
     """
-    return {"kind": "task", "encoding": ENCODING, **header_fields(specs, CHUNK_ELEMENTS)}
+    return {"kind": "task", "encoding": ENCODING, "base": base, **header_fields(specs, CHUNK_ELEMENTS)}
 
 
 class ExactVector:

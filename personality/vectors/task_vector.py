@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import torch
 
-from personality.manifests.errors import CorruptError, UsageError
+from personality.manifests.canonical import short
+from personality.manifests.errors import CorruptError, IncompatibleError, UsageError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec
 from personality.manifests.vector_store import open_verified
 from personality.vectors import delta, exact, low_rank, sparse
+from personality.vectors.base import weights_digest
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.delta import DeltaVector
 from personality.vectors.exact import ExactVector
@@ -62,6 +64,7 @@ def open_task_vector(
     Raises:
         NotFoundError: when its file is missing.
         CorruptError: when it is damaged, tampered with or of an unknown encoding.
+        IncompatibleError: when its file names the weights of another base.
         UsageError: when it is a steering vector.
     """
     file, header = open_verified(repository, vector_id, label, reread=reread)
@@ -75,5 +78,12 @@ def open_task_vector(
         raise CorruptError(
             f"`{label}` has the encoding {header.get('encoding')!r}; known here: {', '.join(sorted(ENCODINGS))}",
             "install the persona that wrote it: `pip install -U personality`",
+        )
+    # A dense difference can be added to anything of its shape; bits relative to a base mean something with that alone.
+    if base is not None and "base" in header and header["base"] != (found := weights_digest(base, repository.cache)):
+        raise IncompatibleError(
+            f"`{label}` holds changes of weights with the digest {str(header['base'])[:12]}; "
+            f"the base's have {short(found)}",
+            f"it was made for another base: `persona show {label}` says for which",
         )
     return encoding(file, header, base)

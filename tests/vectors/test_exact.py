@@ -151,9 +151,13 @@ def test_rows_need_the_base_and_the_right_one(tmp_path: Path) -> None:
     (path,) = (tmp_path / "repository").rglob("*.safetensors")
     with pytest.raises(ValueError, match="read with its base"):
         open_task_vector(repository, path.stem, "x@1").rows("w", 0, 1)
-    other = checkpoint(tmp_path / "other", {"w": torch.zeros(3, 4)})
-    with pytest.raises(IncompatibleError, match=r"changes `w` as \[4, 3\], the base has F32 \[3, 4\]"):
-        open_task_vector(repository, path.stem, "x@1", base=other).rows("w", 0, 1)
+    for number, tensor in enumerate((torch.zeros(3, 4), torch.full((4, 3), 1e-30))):
+        other = checkpoint(tmp_path / f"other-{number}", {"w": tensor})
+        with pytest.raises(IncompatibleError, match="`x@1` holds changes of weights with the digest") as caught:
+            open_task_vector(repository, path.stem, "x@1", base=other)
+        assert "persona show x@1" in caught.value.hint
+    again = checkpoint(tmp_path / "again", {"w": torch.zeros(4, 3)})
+    assert same_bits(open_task_vector(repository, path.stem, "x@1", base=again).rows("w", 0, 4), torch.ones(4, 3))
     assert vector.shapes == {"w": (4, 3)}
 
 
