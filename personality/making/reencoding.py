@@ -8,6 +8,7 @@ from personality.composition.opening import base_of
 from personality.composition.threshold import Thresholds
 from personality.environment import tool_versions
 from personality.making.vector_records import complete_lineage, record_vector
+from personality.manifests.errors import IncompatibleError
 from personality.manifests.manifest import Making, Manifest
 from personality.manifests.names import VectorLabel
 from personality.manifests.repository import Repository
@@ -37,10 +38,16 @@ def encode_vector(
 
     Raises:
         NotFoundError, UsageError: there is no such vector, or it is a steering vector.
-        IncompatibleError: see `store_encoded`.
+        IncompatibleError: it was made for another base; see `store_encoded` for what an encoding cannot hold.
     """
     started = time.monotonic()
     old = find_vector(repository, label)
+    present = repository.config().base
+    if old.base.fingerprint != present.fingerprint:
+        raise IncompatibleError(
+            f"`{old.label}` was made for the base {old.base}, this repository uses {present}",
+            "encode it in a repository of that base",
+        )
     base = base_of(repository)
     source = open_task_vector(repository, old.id, old.label, base=base)
     limit = trim_limit(source, encoding)

@@ -189,6 +189,16 @@ def test_exact_of_a_trained_vector_is_the_build_at_scale_one(repository_copy: Pa
         assert same_bits(vector.restored_rows(name, 0, matrix_shape(shape)[0]).reshape(shape), built[name])
 
 
+def test_a_vector_of_another_base(root: Path) -> None:
+    repository = Repository(root / "repository")
+    old = manifest(repository, "polite@1")
+    other = old.model_copy(update={"base": old.base.model_copy(update={"fingerprint": "0" * 64})})
+    repository.manifest_path(old.id).write_bytes(other.to_bytes())
+    code, err = refused("encode", "polite", "--as", "exact", "-C", str(repository.root))
+    assert code == 1
+    assert "`polite@1` was made for the base" in err
+
+
 def test_undo_takes_an_encoding_back(root: Path) -> None:
     repository = Repository(root / "repository")
     persona("encode", "polite", "--as", "exact", "-C", str(repository.root))
