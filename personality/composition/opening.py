@@ -39,13 +39,14 @@ def composer_of(repository: Repository, personality: Personality, engine: Engine
         NotFoundError, CorruptError: when base or vectors are missing or damaged.
     """
     _check(personality.base, repository.config().base)
+    base = base_of(repository)
     vectors = {
-        use.vector: open_task_vector(repository, use.vector, use.label)
+        use.vector: open_task_vector(repository, use.vector, use.label, base=base)
         for use in personality.uses
         if use.scale != 0 and not _steers(repository, use)
     }
     return Composer(
-        base_of(repository),
+        base,
         personality,
         vectors,
         steering_of(repository, personality),

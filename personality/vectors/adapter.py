@@ -86,7 +86,7 @@ def store_adapter(repository: Repository, base: Checkpoint, folder: Path) -> Sto
     with storing(repository, header, specs) as stored:
         for spec in specs:
             stored.writer.write(spec.name, tensor_bytes(read_tensor(file, sources[spec.name])))
-    vector = open_task_vector(repository, stored.id, "the new vector")
+    vector = open_task_vector(repository, stored.id, "the new vector", base=base)
     norm, rounding = measure(vector, base)
     ranks = sorted({file.specs[pair.a].shape[0] for pair in pairs})
     return StoredTask(
