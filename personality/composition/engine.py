@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from subprocess import Popen
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +24,9 @@ _GPU_BLOCK_ELEMENTS = 1 << 24
 _WORTH_COMPILING_S = 3.0
 """Uncompiled seconds after which a kernel is compiled for the rest, and for later runs; compiling takes some 12 s."""
 _DEVICES = "give `cpu`, or a GPU such as `cuda` or `cuda:1`"
+
+
+Made = TypeVar("Made")
 
 
 class Engine:
@@ -46,6 +52,29 @@ class Engine:
     def block_elements(self) -> int:
         """Elements to give at a time; no bit depends on it."""
         return BLOCK_ELEMENTS * self.threads if self.device.type == "cpu" else _GPU_BLOCK_ELEMENTS
+
+    def ahead(self, tasks: Iterable[Callable[[], Made]]) -> Iterator[Made]:
+        """Results of tasks in order; the next one is worked on by another thread while the caller uses one."""
+        waiting: Future[Made] | None = None
+        for task in tasks:
+            future = self._pool.submit(task)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = future
+        if waiting is not None:
+            yield waiting.result()
+
+    def at_once(self, tasks: Sequence[Callable[[], Made]]) -> list[Made]:
+        """Results of tasks, by as many threads as there are cores."""
+        return [future.result() for future in [self._helpers.submit(task) for task in tasks]]
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "ahead", _single_threaded)
+
+    @functools.cached_property
+    def _helpers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cores(), "decode", _single_threaded)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -124,6 +153,11 @@ class _Kernel:
         elif self._process.poll() is not None:
             self._fast = compiled(self._signature)
             self._may_compile = False
+
+
+def _single_threaded() -> None:
+    """What these threads do is spread over them already."""
+    torch.set_num_threads(1)
 
 
 def cores() -> int:
