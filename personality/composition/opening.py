@@ -33,12 +33,14 @@ def composer_of(repository: Repository, personality: Personality) -> Composer:
         NotFoundError, CorruptError: when base or vectors are missing or damaged.
     """
     _check(personality.base, repository.config().base)
+    steering = steering_of(repository, personality)
+    steered = {item.label for item in steering}
     vectors = {
         use.vector: open_task_vector(repository, use.vector, use.label)
         for use in personality.uses
-        if use.scale != 0 and not _steers(repository, use)
+        if use.scale != 0 and use.label not in steered
     }
-    return Composer(base_of(repository), personality, vectors, steering_of(repository, personality))
+    return Composer(base_of(repository), personality, vectors, steering)
 
 
 def steering_of(repository: Repository, personality: Personality) -> tuple[Injection, ...]:

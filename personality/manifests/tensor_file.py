@@ -14,7 +14,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from personality.manifests.canonical import canonical_json, digest_bytes
 from personality.manifests.errors import CorruptError, NotFoundError
@@ -85,13 +85,13 @@ class TensorFile:
         header = self._parse(bytes(self._data[8 : self._start]))
         self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", None))
         end = 0
-        for name, entry in sorted(header.items(), key=lambda item: self._offsets(*item)):
-            spec = self._spec(name, entry)
-            begin, stop = self._offsets(name, entry)
+        for begin, stop, spec in sorted((self._entry(*item) for item in header.items()), key=lambda entry: entry[:2]):
             if begin != end or stop - begin != spec.nbytes:
-                raise self._corrupt(f"tensor `{name}` ({spec}) claims bytes {begin}-{stop}, expected to start at {end}")
-            self.specs[name] = spec
-            self._ranges[name] = (begin, stop)
+                raise self._corrupt(
+                    f"tensor `{spec.name}` ({spec}) claims bytes {begin}-{stop}, expected to start at {end}"
+                )
+            self.specs[spec.name] = spec
+            self._ranges[spec.name] = (begin, stop)
             end = stop
         if self._start + end != size:
             raise self._corrupt(f"its header promises {self._start + end} bytes, the file has {size}")
@@ -124,19 +124,17 @@ class TensorFile:
             raise self._corrupt("its metadata is not a table of texts")
         return found
 
-    def _offsets(self, name: str, entry: Any) -> tuple[int, int]:
+    def _entry(self, name: str, entry: Any) -> tuple[int, int, TensorSpec]:
+        """Where a tensor begins and ends, and what it is. Models have tens of thousands: plain loops, no generators."""
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        if type(offsets) is not list or len(offsets) != 2 or not (type(offsets[0]) is type(offsets[1]) is int):
             raise self._corrupt(f"tensor `{name}` has no valid offsets")
-        return offsets[0], offsets[1]
-
-    def _spec(self, name: str, entry: dict[str, Any]) -> TensorSpec:
         dtype, shape = entry.get("dtype"), entry.get("shape")
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._corrupt(f"tensor `{name}` has the unknown dtype {dtype!r}")
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        if not _is_shape(shape):
             raise self._corrupt(f"tensor `{name}` has the shape {shape!r}")
-        return TensorSpec(name, dtype, tuple(shape))
+        return offsets[0], offsets[1], TensorSpec(name, dtype, tuple(shape))
 
     def bytes_of(self, name: str) -> memoryview:
         """The tensor's bytes, mapped and not copied."""
@@ -146,6 +144,16 @@ class TensorFile:
     def digest_of(self, name: str) -> str:
         """SHA-256 of the tensor's bytes."""
         return digest_bytes(self.bytes_of(name))
+
+
+def _is_shape(found: Any) -> TypeGuard[list[int]]:
+    """Whether JSON data is a list of integers from 0 on."""
+    if type(found) is not list:
+        return False
+    for number in found:  # noqa: SIM110
+        if type(number) is not int or number < 0:
+            return False
+    return True
 
 
 class TensorWriter:
