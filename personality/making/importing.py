@@ -16,6 +16,7 @@ from personality.vectors.adapter import is_adapter, store_adapter
 from personality.vectors.base import chat_template, model_config
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
+from personality.vectors.fitted import fitted
 
 # Fields of config.json that say how a run loaded or saved the model.
 _NOT_THE_MODEL = {"use_cache", "dtype", "torch_dtype", "architectures"}
@@ -38,12 +39,13 @@ def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Ma
     check_behavior_name(behavior)
     started = time.monotonic()
     base = base_of(repository)
-    more = _other_differences(base.folder, path)
+    more: tuple[str, ...] = tuple(_other_differences(base.folder, path))
     with repository.writing():
         if is_adapter(path):
             stored = store_adapter(repository, base, path)
         else:
-            stored = store_difference(repository, base, Checkpoint(path))
+            tuned, taken = fitted(base, Checkpoint(path))
+            stored, more = store_difference(repository, base, tuned), (*taken, *more)
         notes = (*stored.notes, *more)
         making = Making(
             how="import-lora" if stored.encoding == "low-rank" else "import-checkpoint",
@@ -73,7 +75,12 @@ def _other_differences(base: Path, tuned: Path) -> list[str]:
     notes = []
     old, new = model_config(base), model_config(tuned)
     kinds = old.get("model_type"), new.get("model_type")
-    if kinds[0] != kinds[1]:
+    if kinds[1] == (old.get("text_config") or {}).get("model_type") != kinds[0]:
+        # A class for text took the language model out of one that also sees: only that part can be compared.
+        old = {**old["text_config"], "model_type": kinds[1]}
+        new = {key: value for key, value in new.items() if key in old}
+        notes.append(f"it is a {kinds[1]} model, the language model of the base's {kinds[0]}")
+    elif kinds[0] != kinds[1]:
         raise IncompatibleError(
             f"{tuned} is a {kinds[1]} model, the base is a {kinds[0]} model",
             "import a fine-tune of this base; if only config.json is wrong, mend that",

@@ -165,6 +165,14 @@ def test_not_finite(base: Path, tuned: Path, tmp_path: Path, value: float) -> No
     )
 
 
+def test_infinite_values_that_nobody_changed(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """A mask of −∞ among a model's buffers is copied like any other tensor."""
+    for folder in (base, tuned):
+        edit(folder, lambda tensors: tensors.update({"model.mask": torch.full((2, 2), float("-inf"))}))
+    stored = store_difference(Repository(tmp_path / "r"), Checkpoint(base), Checkpoint(tuned))
+    assert "model.mask" not in stored.tensors
+
+
 def test_the_base_itself(base: Path, tmp_path: Path) -> None:
     refused(tmp_path, base, base, IncompatibleError, "holds exactly the base's weights", hint="fine-tuned checkpoint")
 
