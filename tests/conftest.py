@@ -63,7 +63,13 @@ def tiny_config(kind: str) -> Any:
             **common, **_DELTA_NET, layer_types=["linear_attention", "linear_attention", "full_attention"]
         )
     if kind in ("qwen3_next", "qwen3_5_moe"):
-        text = {**common, **_DELTA_NET, **_EXPERTS, "shared_expert_intermediate_size": 16, "num_hidden_layers": 2}
+        text: dict[str, Any] = {
+            **common,
+            **_DELTA_NET,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 16,
+            "num_hidden_layers": 2,
+        }
         text["layer_types"] = ["linear_attention", "full_attention"]
         if kind == "qwen3_next":
             return transformers.Qwen3NextConfig(**text)

@@ -17,6 +17,7 @@ from personality.vectors.base import chat_template, model_config
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.fitted import fitted
+from personality.vectors.quantization import check_not_quantized
 
 # Fields of config.json that say how a run loaded or saved the model.
 _NOT_THE_MODEL = {"use_cache", "dtype", "torch_dtype", "architectures"}
@@ -44,7 +45,9 @@ def import_vector(repository: Repository, behavior: str, path: Path) -> tuple[Ma
         if is_adapter(path):
             stored = store_adapter(repository, base, path)
         else:
-            tuned, taken = fitted(base, Checkpoint(path))
+            checkpoint = Checkpoint(path)
+            check_not_quantized(checkpoint)
+            tuned, taken = fitted(base, checkpoint)
             stored, more = store_difference(repository, base, tuned), (*taken, *more)
         notes = (*stored.notes, *more)
         making = Making(

@@ -62,12 +62,12 @@ def _classes(folder: Path) -> list[tuple[Any, Any]]:
         return []
     named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or []]
     found = [(kind, config) for kind in named if kind is not None]
-    for candidate in (config, getattr(config, "text_config", None)):
-        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None) if candidate is not None else None
+    text: Any = config.get_text_config()
+    for candidate in (config, text):
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None)
         if kind is not None and kind not in named:
             # A class for text is registered for the whole model's configuration too, and takes its text part.
-            fits = isinstance(candidate, kind.config_class)
-            found.append((kind, candidate if fits else candidate.get_text_config()))
+            found.append((kind, candidate if isinstance(candidate, kind.config_class) else text))
             named.append(kind)
     return found
 
