@@ -147,6 +147,22 @@ def fine_tuned(base: Path, folder: Path, *, seed: int = 1, size: float = 0.02, o
     return folder
 
 
+def fused(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The experts of a layer in two tensors: gate and up (experts, 2 · inner, d), down (experts, d, inner)."""
+    import torch
+
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for stem in sorted({name.split(".experts.")[0] for name in tensors if ".experts." in name}):
+        count = len({name for name in tensors if name.startswith(f"{stem}.experts.")}) // 3
+        parts = {
+            part: torch.stack([tensors[f"{stem}.experts.{index}.{part}_proj.weight"] for index in range(count)])
+            for part in ("gate", "up", "down")
+        }
+        found[f"{stem}.experts.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
+        found[f"{stem}.experts.down_proj"] = parts["down"]
+    return found
+
+
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A playground repository with `listening@1` and `concise@1` trained on a few examples; copy it before writing."""

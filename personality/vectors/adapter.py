@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +13,22 @@ from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import low_rank
-from personality.vectors.checkpoint import Checkpoint, listing
+from personality.vectors.adapter_factors import MERGE, Pair, read_factors
+from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.dtypes import COMPOSABLE
 from personality.vectors.stored import StoredTask, measure
 from personality.vectors.task_vector import open_task_vector
-from personality.vectors.tensors import read_tensor, tensor_bytes
+from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
-
+_BLOCK = 1 << 22
+"""Elements of the base looked at at a time."""
 
 _VARIANTS = ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "use_qalora")
 """Fields of LoraConfig with which the adapter is more than scaling · B A."""
 _BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initializations that subtract the first factors from the base (PiSSA, arXiv 2404.02948, and its kin)."""
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """The two factors of one base tensor, by their names in the adapter."""
-
-    target: str
-    a: str
-    b: str
-    scaling: float
 
 
 def is_adapter(folder: Path) -> bool:
@@ -70,25 +57,22 @@ def store_adapter(repository: Repository, base: Checkpoint, folder: Path) -> Sto
             "save it with `model.save_pretrained(DIR)` (safetensors is the default); pickled weights are not opened",
         )
     file = TensorFile(folder / WEIGHTS)
-    pairs = _pairs(file, config, folder)
-    _check_against(base, file, pairs, fan_in_fan_out=config.fan_in_fan_out)
-    specs, sources = [], {}
+    pairs, notes = read_factors(file, config, base, folder)
+    _check_against(base, pairs)
+    factors = {}
     for pair in pairs:
-        for name, suffix in ((pair.a, low_rank.SUFFIX_A), (pair.b, low_rank.SUFFIX_B)):
-            old = file.specs[name]
-            specs.append(TensorSpec(pair.target + suffix, old.dtype, old.shape))
-            sources[pair.target + suffix] = name
+        factors[pair.target + low_rank.SUFFIX_A] = pair.a, file.specs[pair.names[0]].dtype
+        factors[pair.target + low_rank.SUFFIX_B] = pair.b, file.specs[pair.names[1]].dtype
     header = low_rank.header(
-        {pair.target: pair.scaling for pair in pairs},
-        [pair.target for pair in pairs] if config.fan_in_fan_out else [],
+        {pair.target: pair.scaling for pair in pairs}, [pair.target for pair in pairs if pair.transposed]
     )
-    specs = aligned_order(specs)
+    specs = aligned_order([TensorSpec(name, dtype, tuple(factor.shape)) for name, (factor, dtype) in factors.items()])
     with storing(repository, header, specs) as stored:
         for spec in specs:
-            stored.writer.write(spec.name, tensor_bytes(read_tensor(file, sources[spec.name])))
+            stored.writer.write(spec.name, tensor_bytes(factors[spec.name][0]))
     vector = open_task_vector(repository, stored.id, "the new vector")
     norm, rounding = measure(vector, base)
-    ranks = sorted({file.specs[pair.a].shape[0] for pair in pairs})
+    ranks = sorted({pair.a.shape[-2] for pair in pairs})
     return StoredTask(
         id=stored.id,
         encoding="low-rank",
@@ -96,7 +80,7 @@ def store_adapter(repository: Repository, base: Checkpoint, folder: Path) -> Sto
         bytes=sum(spec.nbytes for spec in specs),
         norm=norm,
         rounding=rounding,
-        notes=(f"rank {', '.join(map(str, ranks))} on {len(pairs)} tensors",),
+        notes=(f"rank {', '.join(map(str, ranks))} on {len(pairs)} tensors", *notes),
     )
 
 
@@ -119,7 +103,6 @@ def _config(folder: Path) -> Any:
         "DoRA (its magnitudes make the change depend on the base's norms)": config.use_dora,
         "trained biases": config.bias != "none",
         "whole modules saved beside the factors (`modules_to_save`)": config.modules_to_save,
-        "factors of packed parameters (`target_parameters`)": getattr(config, "target_parameters", None),
         "biases in the factors (`lora_bias`)": getattr(config, "lora_bias", False),
         "repeated layers (`layer_replication`)": getattr(config, "layer_replication", None),
         f"an initialization that changed the base's own weights ({config.init_lora_weights})": _changes_base(config),
@@ -129,7 +112,7 @@ def _config(folder: Path) -> Any:
         if found:
             raise IncompatibleError(
                 f"the adapter {folder} has {what}, which plain low-rank factors cannot carry",
-                "merge it (`model.merge_and_unload().save_pretrained(DIR)`) and `persona import` the merged checkpoint",
+                MERGE,
             )
     return config
 
@@ -138,60 +121,12 @@ def _changes_base(config: Any) -> bool:
     return isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower().startswith(_BASE_CHANGING)
 
 
-def _pairs(file: TensorFile, config: Any, folder: Path) -> list[_Pair]:
-    sides: dict[str, dict[str, str]] = {}
-    unknown = []
-    for name in file.specs:
-        match = _FACTOR.match(name)
-        if match is None:
-            unknown.append(name)
-            continue
-        sides.setdefault(match["module"].removeprefix(_PREFIX), {})[match["side"]] = name
-    lonely = [module for module, found in sides.items() if len(found) != 2]
-    if unknown or lonely or not sides:
-        raise IncompatibleError(
-            f"the adapter {folder} has {listing(unknown)} that are not LoRA factors and "
-            f"{listing(lonely)} with one factor only",
-            "merge it (`model.merge_and_unload().save_pretrained(DIR)`) and `persona import` the merged checkpoint",
-        )
-    pairs = []
-    for module, found in sorted(sides.items()):
-        rank = file.specs[found["A"]].shape[0]
-        alpha = _pattern(config.alpha_pattern, module, config.lora_alpha)
-        expected = _pattern(config.rank_pattern, module, config.r)
-        if rank != expected:
-            raise CorruptError(
-                f"the factors of `{module}` in {folder} have rank {rank}, {CONFIG} says {expected}",
-                "save the adapter again; its two files do not belong together",
-            )
-        scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-        pairs.append(_Pair(f"{module}.weight", found["A"], found["B"], float(scaling)))
-    return pairs
-
-
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern counts when it matches the end of the module's name, as a whole component."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _check_against(base: Checkpoint, file: TensorFile, pairs: list[_Pair], *, fan_in_fan_out: bool) -> None:
-    missing = [pair.target for pair in pairs if pair.target not in base.specs]
-    if missing:
-        raise IncompatibleError(
-            f"the adapter changes {listing(missing)} that the base does not have",
-            "it was made for another base, or for a model class that packs these weights; merge it and import "
-            "the merged checkpoint",
-        )
+def _check_against(base: Checkpoint, pairs: list[Pair]) -> None:
     for pair in pairs:
-        a, b = file.specs[pair.a], file.specs[pair.b]
-        shape = (b.shape[0], a.shape[1])
         target = base.specs[pair.target]
-        if (shape[::-1] if fan_in_fan_out else shape) != target.shape or a.shape[0] != b.shape[1]:
+        if pair.shape != target.shape or pair.a.shape[-2] != pair.b.shape[-1]:
             raise IncompatibleError(
-                f"the factors of `{pair.target}` make a change of shape {list(shape)}, the base has "
+                f"the factors of `{pair.target}` make a change of shape {list(pair.shape)}, the base has "
                 f"{list(target.shape)}",
                 "the adapter was made for another base",
             )
@@ -200,9 +135,15 @@ def _check_against(base: Checkpoint, file: TensorFile, pairs: list[_Pair], *, fa
                 f"`{pair.target}` is {target.dtype} in the base: a quantized tensor cannot take a change",
                 "use the 16-bit release of the base",
             )
-        for name in (pair.a, pair.b):
-            if not bool(torch.isfinite(read_tensor(file, name).float()).all()):
+        for name, factor in zip(pair.names, (pair.a, pair.b), strict=True):
+            if not bool(torch.isfinite(factor.float()).all()):
                 raise IncompatibleError(
                     f"`{name}` has NaN or infinite values",
                     "a diverged run cannot be imported; use an earlier checkpoint",
                 )
+        weights = base.tensor(pair.target).reshape(matrix_shape(target.shape))
+        if not all(bool(torch.isfinite(weights[start:stop]).all()) for start, stop in row_blocks(target, _BLOCK)):
+            raise IncompatibleError(
+                f"`{pair.target}` has NaN or infinite values in the base",
+                "nothing can be added to them: fetch the base again, or leave this tensor out of the adapter's targets",
+            )

@@ -17,12 +17,16 @@ class ParameterNames:
 
     Attributes:
         tensors: by parameter or buffer of the class, the checkpoint's tensors that it is made of: one, or all experts
-            of a layer that the class packs together.
+            of a layer that the class packs together: first the gates of all experts, then their ups.
+        shapes: of these parameters and buffers.
+        stacked: parameters that are nothing but matrices of experts, stacked: shape (experts, rows, columns).
         unread: tensors of the checkpoint that the class does not load, such as heads for several tokens.
         transposed: packed parameters whose matrices are (in, out) and not (out, in).
     """
 
     tensors: dict[str, list[str]]
+    shapes: dict[str, tuple[int, ...]]
+    stacked: frozenset[str]
     unread: frozenset[str]
     transposed: frozenset[str]
 
@@ -74,24 +78,51 @@ def _classes(folder: Path) -> list[tuple[Any, Any]]:
 
 def _view(model: Any, names: Iterable[str]) -> ParameterNames:
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import (
+        Concatenate,
+        MergeModulelist,
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    order = {pattern: place for rule in converters for place, pattern in enumerate(rule.source_patterns)}
+    stacking = {
+        pattern
+        for rule in converters
+        if all(isinstance(step, (MergeModulelist, Concatenate)) for step in rule.operations)
+        for pattern in rule.source_patterns
+    }
     state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    tensors: dict[str, list[str]] = {}
-    unread = set()
-    for name in names:
-        parameter, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if parameter in state:
-            tensors.setdefault(parameter, []).append(name)
-        else:
+    found: dict[str, list[tuple[int, str]]] = {}
+    unread, stacked = set(), set()
+    for name in sorted(names, key=dot_natural_key):
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if parameter not in state:
             unread.add(name)
+            continue
+        found.setdefault(parameter, []).append((order.get(pattern, 0), name))
+        if pattern in stacking:
+            stacked.add(parameter)
     transposed = {
         f"{module}.{parameter}"
-        for module, found in model.named_modules()
-        if getattr(found, "is_transposed", False)
-        for parameter, _ in found.named_parameters(recurse=False)
+        for module, part in model.named_modules()
+        if getattr(part, "is_transposed", False)
+        for parameter, _ in part.named_parameters(recurse=False)
     }
-    return ParameterNames(tensors, frozenset(unread), frozenset(transposed))
+    return ParameterNames(
+        # Sorting is stable: within a part, experts stay in the order of their numbers.
+        tensors={parameter: [name for _, name in sorted(parts, key=_place)] for parameter, parts in found.items()},
+        shapes={parameter: tuple(state[parameter].shape) for parameter in found},
+        stacked=frozenset(stacked),
+        unread=frozenset(unread),
+        transposed=frozenset(transposed),
+    )
+
+
+def _place(part: tuple[int, str]) -> int:
+    return part[0]

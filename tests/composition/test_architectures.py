@@ -22,7 +22,7 @@ from personality.vectors.checkpoint import INDEX, Checkpoint
 from personality.vectors.difference import store_difference
 from personality.vectors.task_vector import open_task_vector
 from tests.composition.conftest import same_bits
-from tests.conftest import fine_tuned, tiny_checkpoint
+from tests.conftest import fine_tuned, fused, tiny_checkpoint
 
 DROPPED_BY_MERGEKIT = {
     "llama-bias": 21,
@@ -75,20 +75,6 @@ def published(kind: str, folder: Path) -> Path:
     if spread == "index":
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
-
-
-def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The experts of a layer in two tensors: gate and up (experts, 2 · inner, d), down (experts, d, inner)."""
-    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
-    for stem in sorted({name.split(".experts.")[0] for name in tensors if ".experts." in name}):
-        count = len({name for name in tensors if name.startswith(f"{stem}.experts.")}) // 3
-        parts = {
-            part: torch.stack([tensors[f"{stem}.experts.{index}.{part}_proj.weight"] for index in range(count)])
-            for part in ("gate", "up", "down")
-        }
-        found[f"{stem}.experts.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
-        found[f"{stem}.experts.down_proj"] = parts["down"]
-    return found
 
 
 @dataclass
