@@ -11,7 +11,7 @@ from personality.builds.build import build_path
 from personality.making import run_folder
 from personality.manifests.atomic import TEMPORARY_PREFIX, remove
 from personality.manifests.repository import Repository
-from personality.manifests.vector_store import stored_ids
+from personality.manifests.vector_store import MAGNITUDES_SUFFIX, stored_ids
 from personality.versions.history import History
 
 
@@ -47,9 +47,13 @@ def find_garbage(repository: Repository, *, forget_undo: bool = False, unfinishe
     if not forget_undo:
         wanted |= {Path(change.path).stem for op in operations for change in op.changes}
     wanted |= _named_in_git(repository.root)
-    for vector, path in stored_ids(repository).items():
+    vectors = stored_ids(repository)
+    for vector, path in vectors.items():
         if vector not in wanted:
             found.append(Garbage(path, "a vector without a manifest", _size(path)))
+    for vector, path in stored_ids(repository, MAGNITUDES_SUFFIX).items():
+        if vector not in wanted or vector not in vectors:
+            found.append(Garbage(path, "the magnitudes of a vector that is gone", _size(path)))
     if forget_undo:
         # The last entry stays, so that numbers go on and the first operation can never be taken back.
         for operation in operations[:-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -57,6 +58,8 @@ class BakedWeights:
             )
         return made
 
-    def bytes_of(self, name: str) -> memoryview:
-        """A tensor's bytes."""
-        return tensor_bytes(self.tensor(name)) if name in self.plan.changes else self._weights.bytes_of(name)
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """A tensor's bytes, piece by piece."""
+        if name in self.plan.changes:
+            return iter([tensor_bytes(self.tensor(name))])
+        return self._weights.blocks_of(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,6 @@ class Weights(Protocol):
         """A tensor in its own dtype and shape."""
         ...
 
-    def bytes_of(self, name: str) -> memoryview:
-        """A tensor's bytes, whatever its dtype."""
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """A tensor's bytes, whatever its dtype, piece by piece."""
         ...

@@ -119,6 +119,7 @@ def write_build(
             folder,
             config=plan.config if plan else None,
             shard_bytes=shard_bytes,
+            engine=composer.engine,
             on_progress=on_progress,
         )
         record = BuildRecord(

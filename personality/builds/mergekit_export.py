@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -107,9 +107,9 @@ class _Tuned:
         base = self._composer.base.tensor(name)
         return base.float() + self._composer.delta(name) if name in self._touched else base
 
-    def bytes_of(self, name: str) -> memoryview:
-        """A tensor's bytes."""
-        return tensor_bytes(self.tensor(name)) if name in self._touched else self._composer.bytes_of(name)
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """A tensor's bytes, piece by piece."""
+        return iter([tensor_bytes(self.tensor(name))]) if name in self._touched else self._composer.blocks_of(name)
 
 
 def export_mergekit(

@@ -10,7 +10,7 @@ from personality.baking.bake import bake
 from personality.baking.weights import Weights
 from personality.builds.build import BuildRecord
 from personality.builds.comparison import greatest_ulps
-from personality.composition.composer import BLOCK_ELEMENTS, Composer
+from personality.composition.composer import Composer
 from personality.composition.opening import base_of, composer_of
 from personality.manifests.atomic import TEMPORARY_PREFIX
 from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
@@ -20,11 +20,13 @@ from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
+from personality.vectors.magnitudes import check_magnitudes
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import matrix_shape, row_blocks
 from personality.versions.history import History
 
+_BLOCK_ELEMENTS = 1 << 20
 TOLERANCE_ULPS = 1
 """A rebuild on another machine may differ by so many units in the last place of the base's dtype."""
 
@@ -69,7 +71,9 @@ def verify_repository(repository: Repository) -> Iterator[Finding]:
     for manifest in manifests:
 
         def read(vector: str = manifest.id, label: str = manifest.label) -> str:
-            return f"{len(open_task_vector(repository, vector, label, reread=True).specs)} tensors"
+            found = open_task_vector(repository, vector, label, reread=True)
+            check_magnitudes(found, label)
+            return f"{len(found.specs)} tensors"
 
         def read_directions(vector: str = manifest.id, label: str = manifest.label) -> str:
             return f"{len(open_steering(repository, vector, label, reread=True).tensors)} directions"
@@ -107,6 +111,17 @@ def _weights_of(composer: Composer, folder: Path) -> Weights:
     return composer
 
 
+def _same_bytes(weights: Weights, found: Checkpoint, name: str) -> bool:
+    """Whether a folder's tensor is the composed one, byte for byte."""
+    data = found.bytes_of(name)
+    start = 0
+    for block in weights.blocks_of(name):
+        if block != data[start : start + len(block)]:
+            return False
+        start += len(block)
+    return start == len(data)
+
+
 def _ulps(weights: Weights, found: Checkpoint, name: str) -> int:
     """Greatest distance of a folder's tensor from the composed one, in units in the last place, block by block."""
     spec = weights.specs[name]
@@ -114,7 +129,9 @@ def _ulps(weights: Weights, found: Checkpoint, name: str) -> int:
         return TOLERANCE_ULPS + 1
     shape = matrix_shape(spec.shape)
     wanted, other = weights.tensor(name).reshape(shape), found.tensor(name).reshape(shape)
-    return max(greatest_ulps(wanted[start:stop], other[start:stop]) for start, stop in row_blocks(spec, BLOCK_ELEMENTS))
+    return max(
+        greatest_ulps(wanted[start:stop], other[start:stop]) for start, stop in row_blocks(spec, _BLOCK_ELEMENTS)
+    )
 
 
 def _checked(what: str, check: Callable[[], str]) -> Finding:
@@ -177,7 +194,7 @@ def verify_folder(repository: Repository, version: Version, folder: Path) -> Fin
         if (other.dtype, other.shape) != (spec.dtype, spec.shape):
             return Finding(what, "different", f"`{name}` is {other}, the version has {spec}", "export it again")
         # 0.0 and -0.0 are no units apart and yet not the same bits.
-        if weights.bytes_of(name) != found.bytes_of(name):
+        if not _same_bytes(weights, found, name):
             changed.append(name)
             worst = max(worst, _ulps(weights, found, name))
     if not changed:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from personality.baking.weights import Weights
+from personality.composition.engine import Engine
 from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
 from personality.manifests.errors import PersonaError
+from personality.manifests.hashed_stream import HashedStream
 from personality.manifests.tensor_file import TensorSpec, TensorWriter, aligned_order, digest_file
 from personality.serving.steering_table import STEERING_FILE
 from personality.vectors.checkpoint import INDEX, SINGLE
@@ -55,15 +57,18 @@ def write_checkpoint(
     *,
     config: dict[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    engine: Engine | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, str]:
-    """Make every tensor and write the model folder; memory holds one tensor at a time.
+    """Make every tensor and write the model folder. Blocks are read and composed while the ones before are written and
+    hashed; memory holds a few of them.
 
     Args:
         weights: what to write, such as a composer.
         folder: an empty folder.
         config: content of config.json; None for the base's own, byte for byte.
         shard_bytes: greatest size of a weights file.
+        engine: whose threads to use; None for the usual ones.
         on_progress: called after each tensor.
 
     Returns:
@@ -72,6 +77,7 @@ def write_checkpoint(
     Raises:
         PersonaError: when the disk is too small (checked before anything is written) or full.
     """
+    engine = engine or Engine()
     specs = list(weights.specs.values())
     total = sum(spec.nbytes for spec in specs)
     free = shutil.disk_usage(folder).free
@@ -87,10 +93,10 @@ def write_checkpoint(
     for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         ordered = aligned_order(shard)
-        with writing(folder / name) as file:
-            writer = TensorWriter(file, ordered)
+        with writing(folder / name) as file, HashedStream(file) as stream, engine.running():
+            writer = TensorWriter(stream, ordered)
             for spec in ordered:
-                writer.write(spec.name, weights.bytes_of(spec.name))
+                writer.write_blocks(spec.name, weights.blocks_of(spec.name))
                 weight_map[spec.name] = name
                 done += spec.nbytes
                 if on_progress:

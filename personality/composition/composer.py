@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from personality.composition import kernels
+from personality.composition.compiled import Signature
+from personality.composition.engine import Engine
+from personality.composition.kernels import Formula
 from personality.composition.layering import layered_names
-from personality.composition.threshold import kth_largest_magnitude
+from personality.composition.threshold import Thresholds
+from personality.manifests.canonical import digest
 from personality.manifests.errors import FallenApartError, IncompatibleError
 from personality.manifests.personality_record import Composition, Personality, Use
 from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.checkpoint import Checkpoint, listing
-from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES, compute_dtype
+from personality.vectors.dtypes import COMPOSABLE, DTYPE_NAMES, TORCH_DTYPES, compute_dtype
 from personality.vectors.layers import layer_of
 from personality.vectors.low_rank import LowRankVector
 from personality.vectors.steering.injection import Injection
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements composed at a time: a few MB of float32 buffers whatever the tensor's size."""
-
 
 @dataclass
 class _Source:
-    """One use with its vector, the base tensors it touches, and the trimming thresholds once they are known."""
+    """One use with its vector, the base tensors it touches, and where it is trimmed."""
 
     use: Use
     vector: TaskVector
     names: list[str]
-    thresholds: dict[str, float] = field(default_factory=dict)
+    thresholds: Thresholds
 
 
 class Composer:
@@ -50,6 +51,8 @@ class Composer:
         personality: what to compose. Uses at scale 0 do not take part, so the base's bits stay.
         vectors: the task vector of each use that changes weights, by vector id.
         steering: what the other uses do to a model in memory; no part of the weights.
+        engine: how blocks are composed; None for the usual way.
+        cache: file that remembers trimming thresholds; None to find them each time.
 
     Raises:
         IncompatibleError: when a vector changes tensors that the base lacks, or with another shape, or that are not
@@ -62,17 +65,22 @@ class Composer:
         personality: Personality,
         vectors: dict[str, TaskVector],
         steering: tuple[Injection, ...] = (),
+        *,
+        engine: Engine | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.base = base
+        self.engine = engine or Engine()
         self.composition: Composition = personality.composition
         self.steering = steering
         steered = {item.label for item in steering}
         active = [use for use in personality.uses if use.scale != 0 and use.label not in steered]
         # Sums run in order of vector id: addition of floats does not commute over three terms.
-        self._sources = [
-            _Source(use, vectors[use.vector], self._account(use, vectors[use.vector]))
-            for use in sorted(active, key=lambda use: use.vector)
-        ]
+        self._sources = []
+        for use in sorted(active, key=lambda use: use.vector):
+            vector = vectors[use.vector]
+            names = self._account(use, vector)
+            self._sources.append(_Source(use, vector, names, Thresholds(vector, names, cache)))
         self._touching: dict[str, list[_Source]] = {}
         for source in self._sources:
             for name in source.names:
@@ -155,20 +163,25 @@ class Composer:
         if name not in self._touching:
             return self.base.tensor(name)
         spec = self.base.specs[name]
-        base = self.base.tensor(name).reshape(matrix_shape(spec.shape))
-        composed = torch.empty_like(base)
-        for start, stop, delta in self._delta_blocks(name):
-            composed[start:stop] = kernels.add_to_base(base[start:stop], delta)
-        if not bool(torch.isfinite(composed).all()):
-            raise FallenApartError(
-                f"composing `{name}` gives NaN or infinite values in {spec.dtype}",
-                "the scales are too large for these vectors, or the base itself is damaged: `persona verify`",
-            )
+        composed = torch.empty(matrix_shape(spec.shape), dtype=TORCH_DTYPES[spec.dtype])
+        for start, stop, block in self._composed_blocks(name):
+            composed[start:stop] = block
         return composed.reshape(spec.shape)
 
-    def bytes_of(self, name: str) -> memoryview:
-        """The composed tensor's bytes; the base's own, whatever their dtype, where nothing touches it."""
-        return tensor_bytes(self.tensor(name)) if name in self._touching else self.base.bytes_of(name)
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """The composed tensor's bytes, piece by piece; the base's own, whatever their dtype, where nothing touches it.
+
+        Raises:
+            FallenApartError: when the result overflows the base's dtype.
+        """
+        if name in self._touching:
+            return (tensor_bytes(block) for _, _, block in self._composed_blocks(name))
+        return self.base.blocks_of(name)
+
+    def recipe_of(self, name: str) -> tuple[Any, ...]:
+        """All that a tensor's bits depend on besides the base: equal recipes of two composers mean equal bits."""
+        acting = tuple(source.use.model_dump_json() for source in self._touching.get(name, []))
+        return (digest(self.composition.effective()), *acting) if acting else ()
 
     def delta(self, name: str) -> Tensor:
         """Δ of one tensor before rounding, compute dtype, the base's shape; zeros where nothing touches it."""
@@ -201,45 +214,59 @@ class Composer:
             found.append((left, right))
         return found
 
-    def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
-        sources = self._touching[name]
+    def _composed_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         spec = self.base.specs[name]
-        dtype = compute_dtype(spec.dtype)
-        scales = [source.use.scale for source in sources]
-        ties = self.composition.method == "ties"
-        thresholds = [self._threshold(source, name) if ties else 0.0 for source in sources]
-        for start, stop in row_blocks(spec, BLOCK_ELEMENTS):
-            deltas = [source.vector.rows(name, start, stop).to(dtype) for source in sources]
-            if ties:
-                kept = [kernels.trim(delta, limit) for delta, limit in zip(deltas, thresholds, strict=True)]
-                yield (
-                    start,
-                    stop,
-                    kernels.ties(kept, scales, self.composition.normalize, self.composition.lam),
+        base = self.base.tensor(name).reshape(matrix_shape(spec.shape))
+        sources = self._touching[name]
+        scales, limits = self._numbers(name)
+        for start, stop in row_blocks(spec, self.engine.block_elements):
+            deltas = [source.vector.rows(name, start, stop) for source in sources]
+            deltas, dtype = _of_one_dtype(deltas, compute_dtype(spec.dtype))
+            signature = Signature(self._formula, len(deltas), spec.dtype, dtype)
+            block, finite = self.engine.compose(
+                signature, base[start:stop], deltas, scales, limits, self.composition.lam
+            )
+            if not finite:
+                raise FallenApartError(
+                    f"composing `{name}` gives NaN or infinite values in {spec.dtype}",
+                    "the scales are too large for these vectors, or the base itself is damaged: `persona verify`",
                 )
-            else:
-                yield start, stop, kernels.linear(deltas, scales)
+            yield start, stop, block
 
-    def _threshold(self, source: _Source, name: str) -> float:
-        """The magnitude from which a source's elements are kept; found once per scope."""
-        density = source.use.density if source.use.density is not None else self.composition.density
-        if density == 1:
+    def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        spec = self.base.specs[name]
+        scales, limits = self._numbers(name)
+        for start, stop in row_blocks(spec, self.engine.block_elements):
+            deltas = [source.vector.rows(name, start, stop) for source in self._touching[name]]
+            lam, dtype = self.composition.lam, compute_dtype(spec.dtype)
+            yield start, stop, kernels.change(self._formula, deltas, scales, limits, lam, dtype)
+
+    @property
+    def _formula(self) -> Formula:
+        return Formula.of(self.composition)
+
+    def _numbers(self, name: str) -> tuple[list[float], list[float]]:
+        """Scale and trimming threshold of each vector that touches a tensor."""
+        sources = self._touching[name]
+        scales = [source.use.scale for source in sources]
+        return scales, [self._limit(source, name) for source in sources]
+
+    def _limit(self, source: _Source, name: str) -> float:
+        """The magnitude from which a source's elements are kept."""
+        if self.composition.method != "ties":
             return 0.0
-        whole = self.composition.trim_scope == "vector"
-        key = "" if whole else name
-        if key not in source.thresholds:
-            names = source.names if whole else [name]
-            elements = sum(math.prod(source.vector.shapes[item]) for item in names)
-            if elements == 0:
-                return 0.0
-            keep = max(1, int(density * elements))
-            source.thresholds[key] = kth_largest_magnitude(lambda: self._blocks(source, names), keep)
-        return source.thresholds[key]
+        density = source.use.density if source.use.density is not None else self.composition.density
+        if self.composition.trim_scope == "vector":
+            return source.thresholds.of_vector(density)
+        return source.thresholds.of_tensor(name, density)
 
-    def _blocks(self, source: _Source, names: Sequence[str]) -> Iterable[Tensor]:
-        for name in names:
-            for start, stop in row_blocks(self.base.specs[name], BLOCK_ELEMENTS):
-                yield source.vector.rows(name, start, stop)
+
+def _of_one_dtype(deltas: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], str]:
+    """Vectors of a dtype that they share, and its name: as stored, or else all of them in the compute dtype."""
+    stored = {delta.dtype for delta in deltas}
+    if len(stored) == 1:
+        return deltas, DTYPE_NAMES[stored.pop()]
+    return [delta.to(dtype) for delta in deltas], DTYPE_NAMES[dtype]
 
 
 def _overflow(name: str) -> FallenApartError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from personality.composition.composer import Composer
+from personality.composition.engine import Engine
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import Personality, Use
@@ -25,8 +26,13 @@ def base_of(repository: Repository, *, reread: bool = False) -> Checkpoint:
     return open_base(repository.config().base, repository.root, None if reread else repository.cache)
 
 
-def composer_of(repository: Repository, personality: Personality) -> Composer:
+def composer_of(repository: Repository, personality: Personality, engine: Engine | None = None) -> Composer:
     """A composer for a personality of this repository.
+
+    Args:
+        repository: where.
+        personality: for its base.
+        engine: how blocks are composed; None for the usual way.
 
     Raises:
         IncompatibleError: when it is for another base than the repository's.
@@ -40,7 +46,7 @@ def composer_of(repository: Repository, personality: Personality) -> Composer:
         for use in personality.uses
         if use.scale != 0 and use.label not in steered
     }
-    return Composer(base_of(repository), personality, vectors, steering)
+    return Composer(base_of(repository), personality, vectors, steering, engine=engine, cache=repository.cache)
 
 
 def steering_of(repository: Repository, personality: Personality) -> tuple[Injection, ...]:

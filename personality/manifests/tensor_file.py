@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from personality.manifests.canonical import canonical_json, digest_bytes
 from personality.manifests.errors import CorruptError, NotFoundError
+from personality.manifests.hashed_stream import HashedStream
 
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
@@ -28,7 +29,6 @@ DTYPE_BYTES = {
 METADATA_KEY = "persona"
 """The one metadata key that is written: several keys are not byte-stable from process to process."""
 _MAX_HEADER = 100_000_000
-_COPY_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,18 @@ class TensorWriter:
     """Writes one safetensors file, tensor by tensor in the order of its specs, and hashes it on the way.
 
     Args:
-        file: where to write, at its beginning.
+        file: where to write, at its beginning; a stream of the caller's may write in the background.
         specs: what will be written; wider dtypes must come first so that every tensor stays aligned
             (`aligned_order` sorts so).
         metadata: JSON data for the one metadata key, or None for none.
+
+    Attributes:
+        digests: SHA-256 of each tensor that `write` was given.
     """
 
-    def __init__(self, file: BinaryIO, specs: Sequence[TensorSpec], metadata: Any = None) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO | HashedStream, specs: Sequence[TensorSpec], metadata: Any = None) -> None:
+        self._stream = file if isinstance(file, HashedStream) else HashedStream(file)
         self._waiting = list(reversed(specs))
-        self._hash = hashlib.sha256()
         self.digests: dict[str, str] = {}
         header: dict[str, Any] = {}
         # `format: pt` is what transformers looks for; our own files carry their one key instead.
@@ -186,11 +188,7 @@ class TensorWriter:
             offset += spec.nbytes
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         raw += b" " * (-len(raw) % 8)
-        self._put(len(raw).to_bytes(8, "little") + raw)
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._hash.update(data)
+        self._stream.put(len(raw).to_bytes(8, "little") + raw)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write the next tensor.
@@ -198,13 +196,23 @@ class TensorWriter:
         Raises:
             ValueError: when it is not the next one, or has another size than announced.
         """
+        self.write_blocks(name, [data])
+        self.digests[name] = digest_bytes(data)
+
+    def write_blocks(self, name: str, blocks: Iterable[bytes | memoryview]) -> None:
+        """Write the next tensor piece by piece; it gets no digest of its own.
+
+        Raises:
+            ValueError: when it is not the next one, or has another size than announced.
+        """
         spec = self._waiting.pop()
-        view = memoryview(data).cast("B")
-        if spec.name != name or len(view) != spec.nbytes:
-            raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name} with {len(view)}")
-        for start in range(0, len(view), _COPY_BLOCK):
-            self._put(view[start : start + _COPY_BLOCK])
-        self.digests[name] = digest_bytes(view)
+        written = 0
+        for block in blocks if spec.name == name else ():
+            view = memoryview(block).cast("B")
+            written += len(view)
+            self._stream.put(view)
+        if spec.name != name or written != spec.nbytes:
+            raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name} with {written}")
 
     def finish(self) -> str:
         """SHA-256 of the whole file.
@@ -214,7 +222,7 @@ class TensorWriter:
         """
         if self._waiting:
             raise ValueError(f"{len(self._waiting)} tensors were announced and not written")
-        return self._hash.hexdigest()
+        return self._stream.finish()
 
 
 def aligned_order(specs: Sequence[TensorSpec]) -> list[TensorSpec]:

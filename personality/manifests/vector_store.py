@@ -18,6 +18,8 @@ from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter
 
 FORMAT = 1
+MAGNITUDES_SUFFIX = ".magnitudes"
+"""Of the histogram of a vector's magnitudes, beside it; it can be counted again."""
 
 
 def logical_digest(header: dict[str, Any], specs: dict[str, TensorSpec], digests: dict[str, str]) -> str:
@@ -161,6 +163,6 @@ def content_digest(file: TensorFile, header: dict[str, Any]) -> str:
     return logical_digest(header, file.specs, {name: file.digest_of(name) for name in file.specs})
 
 
-def stored_ids(repository: Repository) -> dict[str, Path]:
-    """Every vector file in the store, by id."""
-    return {path.stem: path for path in sorted((repository.root / "vectors").glob("??/*.safetensors"))}
+def stored_ids(repository: Repository, suffix: str = ".safetensors") -> dict[str, Path]:
+    """Every vector file in the store, by id; or what is kept beside each under another suffix."""
+    return {path.stem: path for path in sorted((repository.root / "vectors").glob(f"??/*{suffix}"))}

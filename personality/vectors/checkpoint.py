@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+BLOCK_BYTES = 1 << 22
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -120,6 +121,11 @@ class Checkpoint:
     def bytes_of(self, name: str) -> memoryview:
         """A tensor's bytes, memory-mapped."""
         return self._home[name].bytes_of(name)
+
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """A tensor's bytes, piece by piece, memory-mapped."""
+        data = self.bytes_of(name)
+        return (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
 
     def digest_of(self, name: str) -> str:
         """SHA-256 of a tensor's bytes."""

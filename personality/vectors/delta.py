@@ -25,10 +25,12 @@ class DeltaVector:
 
     Attributes:
         shapes: shape of each base tensor that it changes.
+        path: the file.
     """
 
     def __init__(self, file: TensorFile, header: dict[str, Any]) -> None:
         self._file = file
+        self.path = file.path
         self.shapes: dict[str, tuple[int, ...]] = {name: spec.shape for name, spec in file.specs.items()}
         self.specs: dict[str, TensorSpec] = dict(file.specs)
 

@@ -18,6 +18,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 COMPOSABLE = ("F64", "F32", "F16", "BF16")
 """Dtypes whose tensors a vector can change; all others are copied."""
 

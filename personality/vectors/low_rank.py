@@ -37,6 +37,7 @@ class LowRankVector:
 
     Attributes:
         shapes: shape of each base tensor that it changes.
+        path: the file.
 
     Raises:
         CorruptError: when a factor is missing, or the two do not fit together.
@@ -44,6 +45,7 @@ class LowRankVector:
 
     def __init__(self, file: TensorFile, header: dict[str, Any]) -> None:
         self._file = file
+        self.path = file.path
         self._scaling: dict[str, float] = header.get("scaling", {})
         self._transposed = set(header.get("transposed", []))
         self.specs: dict[str, TensorSpec] = dict(file.specs)

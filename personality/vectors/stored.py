@@ -8,6 +8,7 @@ from typing import Literal
 
 from personality.manifests.manifest import Rounding
 from personality.vectors.checkpoint import Checkpoint
+from personality.vectors.magnitudes import MagnitudeCounter, keep_magnitudes
 from personality.vectors.meter import UpdateMeter
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks
@@ -39,15 +40,23 @@ class StoredTask:
 
 
 def measure(vector: TaskVector, base: Checkpoint) -> tuple[float, Rounding]:
-    """Norm of a vector, and the lost-update meter at scale 1; a block of one tensor in memory at a time."""
+    """Norm of a vector, and the lost-update meter at scale 1; a block of one tensor in memory at a time.
+
+    Its magnitudes are counted on the way, and kept beside it.
+    """
     squares = 0.0
     meter = UpdateMeter()
+    counter = MagnitudeCounter()
     for name in vector.shapes:
+        counter.begin(name)
         spec = base.specs[name]
         weights = base.tensor(name).reshape(matrix_shape(spec.shape))
         for start, stop in row_blocks(spec, _BLOCK_ELEMENTS):
-            delta = vector.rows(name, start, stop).float()
+            rows = vector.rows(name, start, stop)
+            counter.add(rows)
+            delta = rows.float()
             squares += float((delta.double() ** 2).sum())
             meter.add(weights[start:stop], delta)
+    keep_magnitudes(vector, counter.result())
     survival = meter.result()
     return math.sqrt(squares), Rounding(share_changed=survival.share_changed, cosine=survival.cosine)

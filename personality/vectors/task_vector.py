@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,8 +23,10 @@ class TaskVector(Protocol):
     Attributes:
         shapes: shape of each base tensor that it changes.
         specs: the tensors that are stored.
+        path: the file.
     """
 
+    path: Path
     shapes: dict[str, tuple[int, ...]]
     specs: dict[str, TensorSpec]
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personality.composition import composer as composer_module
+from personality.composition import engine as engine_module
+from personality.composition.composer import Composer
 from personality.manifests.errors import IncompatibleError, PersonaError
 from personality.manifests.personality_record import Composition, LayerRange
 from tests.composition.conftest import Workshop, random_tensor, same_bits
@@ -46,7 +47,7 @@ def make_vector(seed: int, dtype: torch.dtype = torch.float32, size: float = 0.1
     }
 
 
-def all_tensors(composer: composer_module.Composer) -> dict[str, Tensor]:
+def all_tensors(composer: Composer) -> dict[str, Tensor]:
     return {name: composer.tensor(name).clone() for name in composer.base.specs}
 
 
@@ -227,7 +228,7 @@ def test_block_size_and_threads_change_no_bit(
     results = []
     for count, block in ((1, 1 << 20), (3, 1 << 20), (1, 900), (1, 3001), (2, 20_000)):
         torch.set_num_threads(count)
-        monkeypatch.setattr(composer_module, "BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(engine_module, "BLOCK_ELEMENTS", block)
         results.append(all_tensors(shop.composer(uses, composition)))
     assert all(same(results[0], other) for other in results[1:])
 
