@@ -7,11 +7,13 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -82,6 +84,10 @@ class TensorFile:
         self._start = 8 + length
         self.specs: dict[str, TensorSpec] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
+        with _no_collection():
+            self._read_header(size)
+
+    def _read_header(self, size: int) -> None:
         header = self._parse(bytes(self._data[8 : self._start]))
         self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", None))
         end = 0
@@ -144,6 +150,20 @@ class TensorFile:
     def digest_of(self, name: str) -> str:
         """SHA-256 of the tensor's bytes."""
         return digest_bytes(self.bytes_of(name))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the collector of cycles off: a header is many small containers in none, and it would go through all of them
+    again and again, which doubles the time that a large header takes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_shape(found: Any) -> TypeGuard[list[int]]:
