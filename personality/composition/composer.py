@@ -205,7 +205,7 @@ class Composer:
             return None
         found = []
         for source in self._touching.get(name, []):
-            if not isinstance(source.vector, LowRankVector):
+            if not isinstance(source.vector, LowRankVector) or not source.vector.has_factors(name):
                 return None
             left, right = source.vector.factors(name)
             left = left * (source.use.scale * source.vector.scaling(name))

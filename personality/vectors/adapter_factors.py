@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"^(?P<module>.+?)(?P<inner>(\.base_layer)*)\.lora_(?P<table>embedding_)?(?P<side>[AB])(\.weight)?$"
 )
+_MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 _COPY = re.compile(r"^(?P<module>.+?)(\.base_layer)?\.weight$")
 MERGE = "merge it (`model.merge_and_unload().save_pretrained(DIR)`) and `persona import` the merged checkpoint"
 
@@ -38,6 +40,7 @@ class Pair:
         scaling: factor of the product.
         transposed: the tensor is (…, in, out) and not (…, out, in).
         names: of the two factors in the adapter.
+        magnitude: name of DoRA's magnitudes in the adapter; empty for plain LoRA.
     """
 
     target: str
@@ -46,6 +49,7 @@ class Pair:
     scaling: float
     transposed: bool
     names: tuple[str, str]
+    magnitude: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,6 +57,21 @@ class Pair:
         *stack, rows = self.b.shape[:-1]
         columns = self.a.shape[-1]
         return (*stack, columns, rows) if self.transposed else (*stack, rows, columns)
+
+
+@dataclass(frozen=True)
+class AdapterContent:
+    """What an adapter changes in a base.
+
+    Attributes:
+        pairs: factors.
+        saved: by tensor of the base, the adapter's tensor that takes its place.
+        notes: what a user should know of how it was read.
+    """
+
+    pairs: list[Pair]
+    saved: dict[str, str]
+    notes: list[str]
 
 
 @dataclass
@@ -64,12 +83,14 @@ class _Site:
         depth: 0; more for the inner ones of several layers around one module, which each change one of its parameters.
         table: it belongs to an embedding, whose factors lie the other way round.
         names: of its factors in the adapter, by side.
+        magnitude: name of its magnitudes in the adapter, for DoRA.
     """
 
     module: str
     depth: int
     table: bool
     names: dict[str, str]
+    magnitude: str = ""
 
     @property
     def weight(self) -> str:
@@ -77,8 +98,8 @@ class _Site:
         return f"{self.module}.weight"
 
 
-def read_factors(file: TensorFile, config: Any, base: Checkpoint, folder: Path) -> tuple[list[Pair], list[str]]:
-    """The factors of an adapter, each pair with the tensor that it changes, and what a user should know.
+def read_content(file: TensorFile, config: Any, base: Checkpoint, folder: Path) -> AdapterContent:
+    """What an adapter changes, with the tensors of the base that it changes.
 
     Args:
         file: the adapter's weights.
@@ -87,42 +108,61 @@ def read_factors(file: TensorFile, config: Any, base: Checkpoint, folder: Path) 
         folder: the adapter's, for errors.
 
     Raises:
-        IncompatibleError: for tensors that are no factors, and factors that belong to no tensor of the base.
+        IncompatibleError: for tensors of no known meaning, and changes of tensors that the base does not have.
         CorruptError: when the configuration states another rank.
     """
-    sites = _sites(file, base, folder)
-    if all(site.depth == 0 and site.weight in base.specs for site in sites):
-        found = [_pair(site, site.weight, file, config, folder, site.weight) for site in sites]
-        return _tied(found, base)
-    views = list(parameter_names(base, base.folder))
+    sites, saved = _sites(file, config, base, folder)
     missing: list[str] = []
-    for view in views:
-        tied = _head(base, view)
-        missing = [
-            site.weight for site in sites if not _parameters(site, view, file, config) and site.weight not in tied
+    # Most checkpoints name their tensors as the class names its parameters.
+    for view in itertools.chain([None], parameter_names(base, base.folder)):
+        tied = _head(base, view) if view else {}
+        homes = {name: _home(name, base, view) for name in saved}
+        lost = [
+            site.weight for site in sites if not (_parameters(site, base, view, file, config) or site.weight in tied)
         ]
-        if not missing:
-            found = [pair for site in sites for pair in _pairs(site, view, tied, file, config, base, folder)]
-            return _tied(found, base)
+        lost += [name for name, home in homes.items() if not home]
+        if not lost:
+            pairs = [pair for site in sites for pair in _pairs(site, view, tied, file, config, base, folder)]
+            replaced = {home: saved[name] for name, home in homes.items()}
+            pairs, notes = _tied(pairs, replaced, base)
+            return AdapterContent(pairs, replaced, notes)
+        missing = missing or lost
     raise IncompatibleError(
-        f"the adapter changes {listing(missing or [site.weight for site in sites])} that the base does not have",
+        f"the adapter changes {listing(missing)} that the base does not have",
         f"it was made for another base, or for a model class that packs these weights: {MERGE}",
     )
 
 
-def _sites(file: TensorFile, base: Checkpoint, folder: Path) -> list[_Site]:
+def _home(parameter: str, base: Checkpoint, view: ParameterNames | None) -> str:
+    """The base's tensor that is a parameter of the class; empty when there is none, or more than one."""
+    names = [name for name in (parameter,) if name in base.specs] if view is None else view.tensors.get(parameter, [])
+    return names[0] if len(names) == 1 else ""
+
+
+def _sites(file: TensorFile, config: Any, base: Checkpoint, folder: Path) -> tuple[list[_Site], dict[str, str]]:
+    """LoRA layers, and by parameter what is saved whole."""
     found: dict[tuple[str, int], _Site] = {}
-    unknown = []
+    magnitudes, rest = {}, []
     for name in file.specs:
+        if magnitude := _MAGNITUDE.match(name):
+            magnitudes[magnitude["module"].removeprefix(_PREFIX)] = name
+            continue
         match = _FACTOR.match(name)
         if match is None:
-            unknown.append(name)
+            rest.append(name)
             continue
         module, depth = match["module"].removeprefix(_PREFIX), match["inner"].count(".")
         site = found.setdefault((module, depth), _Site(module, depth, bool(match["table"]), {}))
         site.names[match["side"]] = name
+    for module, name in magnitudes.items():
+        if (module, 0) not in found:
+            rest.append(name)
+        else:
+            found[module, 0].magnitude = name
     # PEFT saves embeddings and head along with their factors, unchanged unless the vocabulary was.
-    unknown = [name for name in unknown if not _is_the_base_s(name, file, base)]
+    rest = [name for name in rest if not _is_the_base_s(name, file, base)]
+    whole = rest if config.modules_to_save or config.bias != "none" else []
+    unknown = [name for name in rest if name not in whole]
     lonely = [site.module for site in found.values() if len(site.names) != 2]
     if unknown or lonely or not found:
         raise IncompatibleError(
@@ -130,7 +170,12 @@ def _sites(file: TensorFile, base: Checkpoint, folder: Path) -> list[_Site]:
             f"{listing(lonely)} with one factor only",
             MERGE,
         )
-    return [found[key] for key in sorted(found)]
+    return [found[key] for key in sorted(found)], {_parameter(name): name for name in whole}
+
+
+def _parameter(name: str) -> str:
+    """The parameter whose new values an adapter holds under a name."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
 
 
 def _is_the_base_s(name: str, file: TensorFile, base: Checkpoint) -> bool:
@@ -149,8 +194,10 @@ def _same_values(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.to(second.dtype), second) or torch.equal(first, second.to(first.dtype))
 
 
-def _parameters(site: _Site, view: ParameterNames, file: TensorFile, config: Any) -> list[str]:
+def _parameters(site: _Site, base: Checkpoint, view: ParameterNames | None, file: TensorFile, config: Any) -> list[str]:
     """Parameters of the class that a site may change; more than one only where shapes do not tell them apart."""
+    if view is None:
+        return [site.weight] if site.depth == 0 and site.weight in base.specs else []
     if site.depth == 0 and site.weight in view.tensors and len(view.shapes[site.weight]) == 2:
         return [site.weight]
     a, b = (file.specs[site.names[side]].shape for side in "AB")
@@ -171,16 +218,18 @@ def _matches(targets: Iterable[str], name: str) -> bool:
 
 def _pairs(
     site: _Site,
-    view: ParameterNames,
+    view: ParameterNames | None,
     tied: dict[str, str],
     file: TensorFile,
     config: Any,
     base: Checkpoint,
     folder: Path,
 ) -> list[Pair]:
-    parameters = _parameters(site, view, file, config)
+    parameters = _parameters(site, base, view, file, config)
     if not parameters:
         return [_pair(site, tied[site.weight], file, config, folder)]
+    if view is None:
+        return [_pair(site, site.weight, file, config, folder, site.weight)]
     if len(parameters) > 1:
         raise IncompatibleError(
             f"the factors of `{site.module}` in {folder} fit {listing(parameters)} alike, and PEFT does not save which "
@@ -220,7 +269,7 @@ def _pair(
             "save the adapter again; its two files do not belong together",
         )
     scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-    return Pair(target, a, b, float(scaling), site.table or bool(config.fan_in_fan_out), names)
+    return Pair(target, a, b, float(scaling), site.table or bool(config.fan_in_fan_out), names, site.magnitude)
 
 
 def _stack(site: _Site, parameter: str, view: ParameterNames, file: TensorFile, config: Any, folder: Path) -> Pair:
@@ -281,14 +330,20 @@ def _head(base: Checkpoint, view: ParameterNames) -> dict[str, str]:
     return {"lm_head.weight": tables[0]} if absent and len(tables) == 1 and _is_tied(base) else {}
 
 
-def _tied(pairs: list[Pair], base: Checkpoint) -> tuple[list[Pair], list[str]]:
-    """What factors of embeddings or of the output head do to a model in which both are one tensor, and a note."""
+def _tied(pairs: list[Pair], saved: Iterable[str], base: Checkpoint) -> tuple[list[Pair], list[str]]:
+    """What changes of embeddings or of the output head do to a model in which both are one tensor, and a note."""
     names = _ends(base)
     changed = [pair for pair in pairs if pair.target in names]
-    if not changed or not _is_tied(base) or len({base.digest_of(name) for name in names}) > 1:
+    whole = [name for name in saved if name in names]
+    if not (changed or whole) or not _is_tied(base) or len({base.digest_of(name) for name in names}) > 1:
         return pairs, []
+    if whole:
+        raise IncompatibleError(
+            f"the adapter holds a new `{whole[0]}`, and in the base embeddings and output head are one tensor",
+            MERGE,
+        )
     first, *others = changed
-    if any(not torch.equal(_product(first), _product(other)) for other in others):
+    if not all(_same_change(first, other) for other in others):
         raise IncompatibleError(
             f"the adapter changes embeddings and output head in two ways, in the base they are one tensor, "
             f"`{first.target}`",
@@ -297,6 +352,10 @@ def _tied(pairs: list[Pair], base: Checkpoint) -> tuple[list[Pair], list[str]]:
     kept = [pair for pair in pairs if pair not in changed] + [replace(first, target=name) for name in names]
     alike = "as the adapter does" if others else "as PEFT's merge does; unmerged, the adapter acts in one of them only"
     return kept, [f"embeddings and output head are one tensor, `{names[0]}`: the change acts in both, {alike}"]
+
+
+def _same_change(first: Pair, second: Pair) -> bool:
+    return not (first.magnitude or second.magnitude) and torch.equal(_product(first), _product(second))
 
 
 def _product(pair: Pair) -> Tensor:

@@ -54,6 +54,12 @@ def adapted(base: Path, out: Path, **settings: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tied embeddings, and an old name of transformers'
         model = get_peft_model(model, LoraConfig(**options))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if (
+                    parameter.requires_grad
+                ):  # as if trained: copies of modules, biases and magnitudes start at the base's
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
         model.save_pretrained(out)
     return model
 
@@ -103,6 +109,21 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
     "embeddings that are the head too": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"]}, 4),
     "the head that is the embeddings too": ("gemma3", {"target_modules": ["lm_head"]}, 1),
+    "DoRA": ("llama-bias", {"target_modules": ["q_proj", "down_proj"], "use_dora": True}, 6),
+    "DoRA of embeddings": ("llama-bias", {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}, 2),
+    "DoRA of embeddings that are the head too": ("gemma3", {"target_modules": ["embed_tokens"], "use_dora": True}, 1),
+    "trained biases": ("llama-bias", {"target_modules": ["q_proj"], "bias": "all"}, 24),
+    "biases of adapted layers": ("llama-bias", {"target_modules": ["q_proj"], "bias": "lora_only"}, 6),
+    "whole modules": (
+        "llama-bias",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "input_layernorm"]},
+        7,
+    ),
+    "whole modules and experts": (
+        "qwen3_moe",
+        {"target_modules": [], "target_parameters": EXPERTS, "modules_to_save": ["q_norm"]},
+        39,
+    ),
     "a text class of a model that sees": ("qwen3_5_moe", {"target_modules": ["q_proj", "k_proj"]}, 2),
 }  # fmt: skip
 
@@ -279,6 +300,44 @@ def test_embeddings_that_the_adapter_changed_beside_its_factors(tmp_path: Path) 
     refused(
         tmp_path, base, tmp_path / "adapter", IncompatibleError, rf"1 tensor \(`{name}`\) that are not LoRA factors"
     )
+
+
+def test_a_new_head_of_a_tied_model(tmp_path: Path) -> None:
+    base = base_of("gemma3", tmp_path / "base")
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    refused(tmp_path, base, tmp_path / "adapter", IncompatibleError, f"holds a new `{EMBEDDINGS}`, and in the base")
+
+
+def test_an_adapter_with_more_tokens_than_its_base(tmp_path: Path) -> None:
+    base = base_of("llama", tmp_path / "base")
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    name = "base_model.model.lm_head.weight"
+    edit(tmp_path / "adapter" / WEIGHTS, lambda tensors: tensors.update({name: torch.ones(99, 32)}))
+    message = r"the adapter's own `lm_head.weight` has the shape \[99, 32\], the base's has \[97, 32\]"
+    refused(tmp_path, base, tmp_path / "adapter", IncompatibleError, message)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.q_proj.lora_magnitude_vector"])
+def test_what_is_saved_whole_must_be_finite(tmp_path: Path, name: str) -> None:
+    base = base_of("llama", tmp_path / "base")
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["lm_head"], use_dora=True)
+    name = f"base_model.model.{name}"
+    edit(tmp_path / "adapter" / WEIGHTS, lambda tensors: tensors[name].view(-1)[3].fill_(float("nan")))
+    refused(tmp_path, base, tmp_path / "adapter", IncompatibleError, f"`{name}` has NaN or infinite values")
+
+
+def test_dora_of_a_sixteen_bit_base_is_kept_in_sixteen_bits(tmp_path: Path) -> None:
+    base = tiny_checkpoint("llama", tmp_path / "base")
+    model = adapted(base, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
+    composer, stored = composed(tmp_path / "repository", base, tmp_path / "adapter")
+    vector = open_task_vector(Repository(tmp_path / "repository"), stored.id, "b@1")
+    assert {spec.dtype for spec in vector.specs.values()} == {"BF16"}
+    assert "3 tensors" in stored.notes[-1]
+    merged = model.merge_and_unload().state_dict()
+    for name in composer.touched:
+        change = merged[name].double() - composer.base.tensor(name).double()
+        error = (composer.delta(name).double() - change).abs()
+        assert bool((error <= change.abs() * 2**-8 + 1e-6).all())
 
 
 def test_experts_of_another_rank_than_stated(tmp_path: Path) -> None:
