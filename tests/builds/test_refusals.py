@@ -14,7 +14,7 @@ from personality.builds.build import write_build
 from personality.composition.composer import Composer
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import FallenApartError, IncompatibleError, PersonaError
-from personality.manifests.personality_record import Use
+from personality.manifests.personality_record import Composition, Use
 from personality.manifests.repository import Repository
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.task_vector import open_task_vector
@@ -53,7 +53,7 @@ def base(make_checkpoint: Make) -> Path:
     return folder
 
 
-def composed_into(root: Path, base: Path, tensors: dict[str, Tensor]) -> Path:
+def composed_into(root: Path, base: Path, tensors: dict[str, Tensor], method: Composition | None = None) -> Path:
     """Write a version that uses a vector of these tensors to `root/out`, where another build lies already."""
     if not (root / "repository").exists():
         assert run_persona("init", "--base", str(base), str(root / "repository"))[0] == 0
@@ -62,7 +62,7 @@ def composed_into(root: Path, base: Path, tensors: dict[str, Tensor]) -> Path:
     (root / "out/model.safetensors").write_bytes(b"what was there")
     version = History(repository).head()
     use = Use(behavior="b", number=1, vector=store(repository, tensors), scale=2.0)
-    personality = version.personality.model_copy(update={"uses": (use,)})
+    personality = version.personality.model_copy(update={"uses": (use,), "composition": method or Composition()})
     vector = open_task_vector(repository, use.vector, use.label)
     composer = Composer(Checkpoint(base), personality, {use.vector: vector})
     write_build(repository, version, root / "out", shard_bytes=20_000, on_progress=None, composer=composer)
@@ -80,6 +80,16 @@ def test_a_vector_that_cannot_be_composed(base: Path, tmp_path: Path, name: str)
     tensors, error, message = VECTORS[name]
     with pytest.raises(error, match=message):
         composed_into(tmp_path, base, tensors)
+    untouched(tmp_path)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("trim_scope", ["vector", "tensor"])
+def test_trimming_does_not_hide_them(base: Path, tmp_path: Path, value: float, trim_scope: str) -> None:
+    """NaN is no magnitude that a threshold could let through or not."""
+    method = Composition.model_validate({"method": "ties", "density": 0.5, "trim_scope": trim_scope})
+    with pytest.raises(FallenApartError, match=f"composing `{Q}` gives NaN"):
+        composed_into(tmp_path, base, {Q: with_value((32, 32), value), NORM: torch.ones(32)}, method)
     untouched(tmp_path)
 
 
