@@ -92,6 +92,27 @@ def test_bfloat16_where_that_is_exact(base: Path, tuned: Path, tmp_path: Path) -
     assert specs[Q].dtype == "F32"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fine_tune_of_another_dtype(base: Path, tuned: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Scale 1 is the fine-tune rounded once to the base's dtype, whatever it was saved in."""
+
+    def widen(tensors: dict[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed(3)
+        for name, tensor in tensors.items():
+            noise = torch.randn(tensor.shape, generator=generator) * 1e-3
+            tensors[name] = (tensor.float() + noise).to(dtype)
+
+    edit(tuned, widen)
+    repository = Repository(tmp_path / "repository")
+    stored = store_difference(repository, Checkpoint(base), Checkpoint(tuned))
+    vector = open_task_vector(repository, stored.id, "b@1")
+    assert vector.specs[Q].dtype == "F32"
+    old, new = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+    for name, tensor in old.items():
+        change = vector.rows(name, 0, tensor.numel()).reshape(tensor.shape)
+        assert torch.equal((tensor.float() + change).bfloat16(), new[name].float().bfloat16())
+
+
 def test_training_here_rounds_to_sixteen_bits(base: Path, tmp_path: Path) -> None:
     """What the master weights of a training in float32 moved, relative to a 16-bit base: 2⁻⁹ per element at most."""
     tuned = fine_tuned(base, tmp_path / "tuned")
