@@ -94,7 +94,9 @@ def test_bfloat16_where_that_is_exact(base: Path, tuned: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_fine_tune_of_another_dtype(base: Path, tuned: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    """Scale 1 is the fine-tune rounded once to the base's dtype, whatever it was saved in."""
+    """Scale 1 is the fine-tune rounded to the base's dtype; where float32 cannot hold the difference, up to its last
+    bit, which turns the rounding of fewer than one element in a thousand.
+    """
 
     def widen(tensors: dict[str, Tensor]) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -108,9 +110,13 @@ def test_a_fine_tune_of_another_dtype(base: Path, tuned: Path, tmp_path: Path, d
     vector = open_task_vector(repository, stored.id, "b@1")
     assert vector.specs[Q].dtype == "F32"
     old, new = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+    turned = 0
     for name, tensor in old.items():
         change = vector.rows(name, 0, tensor.numel()).reshape(tensor.shape)
-        assert torch.equal((tensor.float() + change).bfloat16(), new[name].float().bfloat16())
+        found, wanted = (tensor.float() + change).bfloat16(), new[name].bfloat16()
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=0)
+        turned += int((found != wanted).sum())
+    assert turned < sum(tensor.numel() for tensor in old.values()) / 1000
 
 
 def test_training_here_rounds_to_sixteen_bits(base: Path, tmp_path: Path) -> None:
