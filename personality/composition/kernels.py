@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def ties(trimmed: Sequence[Tensor], scales: Sequence[Number], normalize: str, la
         up += x.clamp_min(0.0)
         down += x.clamp_max(0.0)
     if normalize != "sum":
-        parts: list[Number] = [1.0 if normalize == "mean" else abs(scale) for scale in scales]
+        parts = [cast("Number", 1.0 if normalize == "mean" else abs(scale)) for scale in scales]
         signs = [x.sign() for x in scaled]
         up /= _weight([sign.clamp_min(0.0) for sign in signs], parts)
         down /= _weight([sign.clamp_max(0.0).abs() for sign in signs], parts)

@@ -1,8 +1,8 @@
 """The magnitude at which TIES trims: the k-th largest of a vector that is never held whole, and never sorted.
 
 Positive IEEE floats order like their bit patterns. The histogram of their upper 16 bits says in which bin the k-th
-largest lies, and for bfloat16 values which magnitude it has; for float32 values one more pass counts the lower 16 bits
-of what fell into that bin: radix selection, exact and O(n).
+largest lies; where it does not say more (see `magnitudes`), one more pass counts the lower 16 bits of what fell into
+that bin: radix selection, exact and O(n).
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from personality.manifests.canonical import digest
 from personality.manifests.digest_cache import remembered
 from personality.manifests.tensor_file import TensorSpec
-from personality.vectors.magnitudes import Magnitudes, magnitude_bits, magnitudes_of
+from personality.vectors.magnitudes import Magnitudes, find_from_top, magnitude_bits, magnitudes_of
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import row_blocks
 
-_LOWER_BINS = 1 << 16
 _BLOCK_ELEMENTS = 1 << 18
 
 
@@ -58,15 +58,15 @@ class Thresholds:
         if self._magnitudes is None:
             self._magnitudes = magnitudes_of(self._vector)
         keep = max(1, int(density * elements))
-        bin_, above = find_bin(self._magnitudes.histogram(names), keep)
-        if self._magnitudes.exact(names):
-            return magnitude(bin_)
+        place = self._magnitudes.kth_largest(names, keep)
+        if place.exact:
+            return magnitude(place.pattern)
 
-        def refine() -> str:
-            return lowest_kept(self._blocks(names), bin_, keep - above).hex()
+        def look_closer() -> str:
+            return magnitude(kth_in_bin(self._blocks(names), place.pattern, keep - place.above)).hex()
 
         purpose = f"trimming threshold of {keep} in {digest(list(names))}"
-        return float.fromhex(remembered(cache, purpose, [self._vector.path], refine))
+        return float.fromhex(remembered(cache, purpose, [self._vector.path], look_closer))
 
     def _blocks(self, names: Iterable[str]) -> Iterable[Tensor]:
         for name in names:
@@ -74,30 +74,25 @@ class Thresholds:
                 yield self._vector.rows(name, start, stop)
 
 
-def find_bin(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that the k-th largest falls into, and how many lie in the bins above it.
+def kth_in_bin(blocks: Iterable[Tensor], pattern: int, k: int) -> int:
+    """The k-th largest of the float32 patterns that have the upper 16 bits of a pattern, by one pass over all.
 
-    Raises:
-        ValueError: when there are fewer than k elements.
+    Args:
+        blocks: of the vector, any float dtype and shape.
+        pattern: the bin's lowest.
+        k: from 1 to the number of elements in the bin.
     """
-    from_top = histogram.flip(0).cumsum(0)
-    position = int(torch.searchsorted(from_top, torch.tensor(k)).item())
-    if position >= len(histogram):
-        raise ValueError(f"there are only {int(from_top[-1])} elements, not {k}")
-    above = int(from_top[position] - histogram[len(histogram) - 1 - position])
-    return len(histogram) - 1 - position, above
-
-
-def lowest_kept(blocks: Iterable[Tensor], bin_: int, rank: int) -> float:
-    """The magnitude of the element of a bin that is the `rank`-th largest in it (from 1), by one pass over all."""
-    lower = torch.zeros(_LOWER_BINS, dtype=torch.int64)
+    lower = np.zeros(1 << 16, dtype=np.int64)
     for block in blocks:
-        bits, low = magnitude_bits(block)
-        inside = bits == bin_
-        lower += torch.bincount(low[inside] if low is not None else bits[inside] * 0, minlength=_LOWER_BINS)
-    return magnitude(bin_, find_bin(lower, rank)[0])
+        upper, bits = magnitude_bits(block)
+        inside = upper == pattern >> 16
+        if bits is None:
+            lower[0] += int(inside.sum())
+        else:
+            lower += torch.bincount(bits[inside] & 0xFFFF, minlength=len(lower)).numpy()
+    return pattern | find_from_top(lower, k)[0]
 
 
-def magnitude(bin_: int, low: int = 0) -> float:
-    """The float32 magnitude with these upper and lower 16 bits."""
-    return float(torch.tensor([(bin_ << 16) | low], dtype=torch.int32).view(torch.float32).item())
+def magnitude(pattern: int) -> float:
+    """The float32 number with these bits."""
+    return float(np.array([pattern], dtype=np.int32).view(np.float32)[0])

@@ -1,19 +1,22 @@
 """How large a vector's elements are: a histogram of their magnitudes for each tensor, counted once and kept beside it.
 
-A magnitude is counted by the upper 16 bits of its float32 pattern (with the sign 0, so 32768 bins): positive IEEE
-floats order like their bit patterns, and a bfloat16 is nothing but those upper bits, so for bfloat16 values the
-histogram says exactly what the k-th largest is. For float32 values it says in which bin of 65536 neighbors that lies.
+Positive IEEE floats order like their bit patterns, so a magnitude is counted by its float32 pattern. The difference of
+two bfloat16 checkpoints has few patterns, most of them bfloat16s themselves (whose lower 16 bits are 0): each is
+counted, and the k-th largest can be read off exactly. A tensor with too many, as float32 training leaves one, is
+counted by the upper 16 bits alone, 32768 bins; that says among which neighbors the k-th largest lies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from personality.manifests.atomic import writing
@@ -24,15 +27,36 @@ from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import read_tensor, row_blocks, tensor_bytes
 
 BINS = 1 << 15
+_LOWER = 0xFFFF
 _BLOCK_ELEMENTS = 1 << 18
+_MERGED_AT_ONCE = 32
+_ELEMENTS_PER_PATTERN = 16
+"""A tensor with more patterns, besides bfloat16s, than one for so many elements is counted by upper bits alone."""
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the k-th largest magnitude lies.
+
+    Attributes:
+        pattern: its float32 bits; unless `exact`, those of the lowest in its bin.
+        above: how many elements are counted by higher patterns.
+        exact: whether the pattern is the magnitude's own.
+    """
+
+    pattern: int
+    above: int
+    exact: bool
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """One tensor's histogram: bins that are not empty (int16), what is in each (int64); whether all are bfloat16s."""
+    """One tensor's histogram: patterns in rising order, how many elements each has, whether they are exact."""
 
-    bins: Tensor
-    counts: Tensor
+    patterns: Integers
+    counts: Integers
     exact: bool
 
 
@@ -46,23 +70,39 @@ class Magnitudes:
     def __init__(self, counted: Mapping[str, _Counted]) -> None:
         self._counted = dict(counted)
 
-    def histogram(self, names: Iterable[str]) -> Tensor:
-        """How many elements of these tensors together fall into each bin, (32768,) int64."""
-        total = torch.zeros(BINS, dtype=torch.int64)
-        for name in names:
-            found = self._counted[name]
-            total.index_add_(0, found.bins.to(torch.int64), found.counts)
-        return total
+    def kth_largest(self, names: Sequence[str], k: int) -> Place:
+        """The k-th largest magnitude of some tensors together.
 
-    def exact(self, names: Iterable[str]) -> bool:
-        """Whether all elements of these tensors are bfloat16 values: then a bin is one magnitude."""
-        return all(self._counted[name].exact for name in names)
+        Args:
+            names: of the base tensors; not none.
+            k: from 1.
+
+        Raises:
+            ValueError: when there are fewer than k elements.
+        """
+        found = [self._counted[name] for name in names]
+        if len(found) == 1:
+            index, above = find_from_top(found[0].counts, k)
+            return Place(int(found[0].patterns[index]), above, found[0].exact)
+        # Two steps: patterns of all tensors together would have to be sorted.
+        upper = np.zeros(BINS, dtype=np.int64)
+        for item in found:
+            np.add.at(upper, item.patterns >> 16, item.counts)
+        bin_, above = find_from_top(upper, k)
+        if not all(item.exact for item in found):
+            return Place(bin_ << 16, above, exact=False)
+        lower = np.zeros(_LOWER + 1, dtype=np.int64)
+        for item in found:
+            first, last = np.searchsorted(item.patterns, [bin_ << 16, (bin_ + 1) << 16])
+            np.add.at(lower, item.patterns[first:last] & _LOWER, item.counts[first:last])
+        low, more = find_from_top(lower, k - above)
+        return Place(bin_ << 16 | low, above + more, exact=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Magnitudes) or self._counted.keys() != other._counted.keys():
             return False
         return all(
-            a.exact == b.exact and torch.equal(a.bins, b.bins) and torch.equal(a.counts, b.counts)
+            a.exact == b.exact and np.array_equal(a.patterns, b.patterns) and np.array_equal(a.counts, b.counts)
             for a, b in ((entry, other._counted[name]) for name, entry in self._counted.items())
         )
 
@@ -75,20 +115,19 @@ class Magnitudes:
             PersonaError: when it cannot be written.
         """
         entries = list(self._counted.values())
-        sizes = torch.tensor([0, *(len(entry.bins) for entry in entries)], dtype=torch.int64)
-        tensors = {
-            "counts": torch.cat([torch.zeros(0, dtype=torch.int64), *(entry.counts for entry in entries)]),
-            "starts": sizes.cumsum(0),
-            "bins": torch.cat([torch.zeros(0, dtype=torch.int16), *(entry.bins for entry in entries)]),
-            "exact": torch.tensor([entry.exact for entry in entries], dtype=torch.bool),
+        nothing = np.zeros(0, dtype=np.int64)
+        arrays: dict[str, tuple[str, NDArray[np.generic]]] = {
+            "counts": ("I64", np.concatenate([nothing, *(entry.counts for entry in entries)])),
+            "starts": ("I64", np.cumsum([0, *(len(entry.counts) for entry in entries)], dtype=np.int64)),
+            "patterns": ("I32", np.concatenate([nothing, *(entry.patterns for entry in entries)]).astype(np.int32)),
+            "exact": ("BOOL", np.array([entry.exact for entry in entries], dtype=np.bool_)),
         }
-        kinds = {"counts": "I64", "starts": "I64", "bins": "I16", "exact": "BOOL"}
-        specs = [TensorSpec(name, kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()]
+        specs = [TensorSpec(name, dtype, array.shape) for name, (dtype, array) in arrays.items()]
         header = {"format": FORMAT, "kind": "magnitudes", "vector": path.stem, "tensors": list(self._counted)}
         with writing(path, mode=0o444) as file:
             writer = TensorWriter(file, specs, header)
-            for name, tensor in tensors.items():
-                writer.write(name, tensor_bytes(tensor))
+            for name, (_, array) in arrays.items():
+                writer.write(name, tensor_bytes(torch.from_numpy(array)))
             writer.finish()
 
     @classmethod
@@ -99,18 +138,25 @@ class Magnitudes:
             header = read_header(file, "the magnitudes")
             if header.get("vector") != path.stem or header.get("tensors") != list(elements):
                 return None
-            counts, starts, bins, exact = (
-                read_tensor(file, name).clone() for name in ("counts", "starts", "bins", "exact")
+            counts, starts, patterns, exact = (
+                read_tensor(file, name).numpy() for name in ("counts", "starts", "patterns", "exact")
             )
         except (PersonaError, KeyError):
             return None
-        places, flags = starts.tolist(), exact.tolist()
-        counted = {
-            name: _Counted(bins[places[i] : places[i + 1]], counts[places[i] : places[i + 1]], flags[i])
-            for i, name in enumerate(elements)
-        }
-        whole = all(int(entry.counts.sum()) == elements[name] for name, entry in counted.items())
-        return cls(counted) if whole else None
+        whole = np.add.reduceat(np.append(counts, 0), starts[:-1]) * (np.diff(starts) > 0) if len(elements) else counts
+        if not np.array_equal(whole, list(elements.values())):
+            return None
+        places = starts.tolist()
+        return cls(
+            {
+                name: _Counted(
+                    patterns[places[i] : places[i + 1]].astype(np.int64),
+                    counts[places[i] : places[i + 1]],
+                    bool(exact[i]),
+                )
+                for i, name in enumerate(elements)
+            }
+        )
 
 
 class MagnitudeCounter:
@@ -123,14 +169,25 @@ class MagnitudeCounter:
     def begin(self, name: str) -> None:
         """What is added from here on belongs to this tensor."""
         self._finish()
-        self._current, self._exact = name, True
-        self._total = torch.zeros(BINS, dtype=torch.int64)
+        self._current = name
+        self._upper = np.zeros(BINS, dtype=np.int64)
+        self._elements = 0
+        self._exact = True
+        self._between: list[tuple[Integers, Integers]] = []
 
     def add(self, block: Tensor) -> None:
         """Count a block, any float dtype and shape."""
-        upper, lower = magnitude_bits(block)
-        self._total += torch.bincount(upper, minlength=BINS)
-        self._exact = self._exact and (lower is None or not bool(lower.any()))
+        upper, patterns = magnitude_bits(block)
+        self._upper += torch.bincount(upper, minlength=BINS).numpy()
+        self._elements += upper.numel()
+        if self._exact and patterns is not None:
+            inexact = patterns[(patterns & _LOWER) != 0].numpy()
+            # Half of a block that are no bfloat16s are a sign of float32 training: no need to look at each.
+            self._exact = len(inexact) <= upper.numel() // 2
+            if self._exact and len(inexact):
+                self._between.append(np.unique(inexact, return_counts=True))
+                if len(self._between) == _MERGED_AT_ONCE:
+                    self._between = [_merged(self._between)]
 
     def result(self) -> Magnitudes:
         """What was counted."""
@@ -138,18 +195,49 @@ class MagnitudeCounter:
         return Magnitudes(self._done)
 
     def _finish(self) -> None:
-        if self._current:
-            bins = self._total.nonzero().reshape(-1)
-            self._done[self._current] = _Counted(bins.to(torch.int16), self._total[bins], self._exact)
+        if not self._current:
+            return
+        more, counts = _merged(self._between)
+        exact = self._exact and len(more) <= max(_LOWER, self._elements // _ELEMENTS_PER_PATTERN)
+        upper = self._upper
+        if exact:
+            upper = upper.copy()
+            np.subtract.at(upper, more >> 16, counts)
+        bins = np.flatnonzero(upper)
+        patterns, counts = _merged([(bins << 16, upper[bins]), *([(more, counts)] * exact)])
+        self._done[self._current] = _Counted(patterns, counts, exact)
+
+
+def _merged(histograms: Sequence[tuple[Integers, Integers]]) -> tuple[Integers, Integers]:
+    """Histograms, patterns and counts, as one."""
+    nothing = np.zeros(0, dtype=np.int64)
+    every = np.concatenate([nothing, *(patterns for patterns, _ in histograms)])
+    patterns, places = np.unique(every, return_inverse=True)
+    counts = np.zeros(len(patterns), dtype=np.int64)
+    np.add.at(counts, places, np.concatenate([nothing, *(counts for _, counts in histograms)]))
+    return patterns, counts
+
+
+def find_from_top(counts: Integers, k: int) -> tuple[int, int]:
+    """The index that the k-th falls into, counted from the last, and how many lie behind it.
+
+    Raises:
+        ValueError: when there are fewer than k.
+    """
+    from_top = counts[::-1].cumsum()
+    place = int(np.searchsorted(from_top, k))
+    if place == len(counts):
+        raise ValueError(f"there are only {int(from_top[-1]) if len(from_top) else 0} elements, not {k}")
+    return len(counts) - 1 - place, int(from_top[place] - counts[len(counts) - 1 - place])
 
 
 def magnitude_bits(block: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The upper 16 bits of each float32 magnitude as integers, flat, and the lower 16; None where they are all zero."""
+    """The upper 16 bits of each float32 magnitude as integers, flat, and all 32; None where the lower are all zero."""
     flat = block.detach().reshape(-1)
     if flat.dtype == torch.bfloat16:
         return flat.view(torch.int16) & 0x7FFF, None
-    bits = flat.float().abs().view(torch.int32)
-    return bits >> 16, bits & 0xFFFF
+    bits = flat.float().view(torch.int32) & 0x7FFFFFFF
+    return bits >> 16, bits
 
 
 def magnitudes_of(vector: TaskVector) -> Magnitudes:
@@ -179,10 +267,6 @@ def check_magnitudes(vector: TaskVector, label: str) -> None:
         raise CorruptError(f"{path} is not the histogram of `{label}`", "remove that file: it is counted again")
 
 
-def _elements(vector: TaskVector) -> dict[str, int]:
-    return {name: math.prod(shape) for name, shape in vector.shapes.items()}
-
-
 def count_magnitudes(vector: TaskVector) -> Magnitudes:
     """Read a whole vector and count."""
     counter = MagnitudeCounter()
@@ -191,3 +275,7 @@ def count_magnitudes(vector: TaskVector) -> Magnitudes:
         for start, stop in row_blocks(TensorSpec(name, "F32", shape), _BLOCK_ELEMENTS):
             counter.add(vector.rows(name, start, stop))
     return counter.result()
+
+
+def _elements(vector: TaskVector) -> dict[str, int]:
+    return {name: math.prod(shape) for name, shape in vector.shapes.items()}

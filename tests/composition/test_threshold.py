@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personality.composition.threshold import find_bin, lowest_kept, magnitude
+from personality.composition.threshold import kth_in_bin, magnitude
 from personality.vectors.magnitudes import MagnitudeCounter
 
 
@@ -18,9 +18,8 @@ def kth_largest_magnitude(blocks: Callable[[], list[Tensor]], k: int) -> float:
     counter.begin("w")
     for block in blocks():
         counter.add(block)
-    magnitudes = counter.result()
-    bin_, above = find_bin(magnitudes.histogram(["w"]), k)
-    return magnitude(bin_) if magnitudes.exact(["w"]) else lowest_kept(blocks(), bin_, k - above)
+    place = counter.result().kth_largest(["w"], k)
+    return magnitude(place.pattern if place.exact else kth_in_bin(blocks(), place.pattern, k - place.above))
 
 
 def reference(tensor: Tensor, k: int) -> float:
