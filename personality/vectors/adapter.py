@@ -14,8 +14,9 @@ from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorFile, TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import low_rank
+from personality.vectors.adapter_content import MERGE, AdapterContent
 from personality.vectors.adapter_dense import DenseChange, dense_changes
-from personality.vectors.adapter_factors import MERGE, AdapterContent, read_content
+from personality.vectors.adapter_factors import read_content
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES
 from personality.vectors.stored import StoredTask, measure

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from personality.manifests.tensor_file import TensorFile
-from personality.vectors.adapter_factors import AdapterContent, Pair
+from personality.vectors.adapter_content import AdapterContent, Pair
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.dtypes import compute_dtype
 from personality.vectors.tensors import read_tensor

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from personality.manifests.errors import CorruptError, IncompatibleError
 from personality.manifests.tensor_file import TensorFile
-from personality.vectors.base import model_config
+from personality.vectors.adapter_content import MERGE, AdapterContent, Pair
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.parameter_names import ParameterNames, parameter_names
 from personality.vectors.tensors import read_tensor
+from personality.vectors.tied_ends import absent_head, tied_changes
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
@@ -26,52 +27,6 @@ _FACTOR = re.compile(
 )
 _MAGNITUDE = re.compile(r"^(?P<module>.+)\.lora_magnitude_vector(\.weight)?$")
 _COPY = re.compile(r"^(?P<module>.+?)(\.base_layer)?\.weight$")
-MERGE = "merge it (`model.merge_and_unload().save_pretrained(DIR)`) and `persona import` the merged checkpoint"
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two factors and the tensor that their product changes.
-
-    Attributes:
-        target: the base's tensor.
-        a: (rank, in), or (experts, rank, in) for a stack of matrices; a view of the adapter's file where possible.
-        b: (out, rank), or (experts, out, rank).
-        scaling: factor of the product.
-        transposed: the tensor is (…, in, out) and not (…, out, in).
-        names: of the two factors in the adapter.
-        magnitude: name of DoRA's magnitudes in the adapter; empty for plain LoRA.
-    """
-
-    target: str
-    a: Tensor
-    b: Tensor
-    scaling: float
-    transposed: bool
-    names: tuple[str, str]
-    magnitude: str = ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the change."""
-        *stack, rows = self.b.shape[:-1]
-        columns = self.a.shape[-1]
-        return (*stack, columns, rows) if self.transposed else (*stack, rows, columns)
-
-
-@dataclass(frozen=True)
-class AdapterContent:
-    """What an adapter changes in a base.
-
-    Attributes:
-        pairs: factors.
-        saved: by tensor of the base, the adapter's tensor that takes its place.
-        notes: what a user should know of how it was read.
-    """
-
-    pairs: list[Pair]
-    saved: dict[str, str]
-    notes: list[str]
 
 
 @dataclass
@@ -115,7 +70,7 @@ def read_content(file: TensorFile, config: Any, base: Checkpoint, folder: Path) 
     missing: list[str] = []
     # Most checkpoints name their tensors as the class names its parameters.
     for view in itertools.chain([None], parameter_names(base, base.folder)):
-        tied = _head(base, view) if view else {}
+        tied = absent_head(base, view) if view else {}
         homes = {name: _home(name, base, view) for name in saved}
         lost = [
             site.weight for site in sites if not (_parameters(site, base, view, file, config) or site.weight in tied)
@@ -124,7 +79,7 @@ def read_content(file: TensorFile, config: Any, base: Checkpoint, folder: Path) 
         if not lost:
             pairs = [pair for site in sites for pair in _pairs(site, view, tied, file, config, base, folder)]
             replaced = {home: saved[name] for name, home in homes.items()}
-            pairs, notes = _tied(pairs, replaced, base)
+            pairs, notes = tied_changes(pairs, replaced, base)
             return AdapterContent(pairs, replaced, notes)
         missing = missing or lost
     raise IncompatibleError(
@@ -309,59 +264,6 @@ def _split(stack: Pair, parameter: str, tensors: list[str], view: ParameterNames
             found.append(replace(stack, target=name, a=stack.a[expert], b=b, transposed=False))
         start += height
     return found
-
-
-def _is_tied(base: Checkpoint) -> bool:
-    """Whether embeddings and output head are one tensor when the model is loaded."""
-    config = model_config(base.folder)
-    text = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-
-
-def _ends(base: Checkpoint) -> list[str]:
-    """Embeddings and output heads among the base's tensors."""
-    return [name for name in base.specs if name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight"))]
-
-
-def _head(base: Checkpoint, view: ParameterNames) -> dict[str, str]:
-    """The output head of a tied model, which its files do not hold, with the embeddings that it is."""
-    tables = [names[0] for parameter, names in view.tensors.items() if parameter.endswith("embed_tokens.weight")]
-    absent = "lm_head.weight" not in view.tensors
-    return {"lm_head.weight": tables[0]} if absent and len(tables) == 1 and _is_tied(base) else {}
-
-
-def _tied(pairs: list[Pair], saved: Iterable[str], base: Checkpoint) -> tuple[list[Pair], list[str]]:
-    """What changes of embeddings or of the output head do to a model in which both are one tensor, and a note."""
-    names = _ends(base)
-    changed = [pair for pair in pairs if pair.target in names]
-    whole = [name for name in saved if name in names]
-    if not (changed or whole) or not _is_tied(base) or len({base.digest_of(name) for name in names}) > 1:
-        return pairs, []
-    if whole:
-        raise IncompatibleError(
-            f"the adapter holds a new `{whole[0]}`, and in the base embeddings and output head are one tensor",
-            MERGE,
-        )
-    first, *others = changed
-    if not all(_same_change(first, other) for other in others):
-        raise IncompatibleError(
-            f"the adapter changes embeddings and output head in two ways, in the base they are one tensor, "
-            f"`{first.target}`",
-            "train it with `ensure_weight_tying=True`, or with one of the two as its target",
-        )
-    kept = [pair for pair in pairs if pair not in changed] + [replace(first, target=name) for name in names]
-    alike = "as the adapter does" if others else "as PEFT's merge does; unmerged, the adapter acts in one of them only"
-    return kept, [f"embeddings and output head are one tensor, `{names[0]}`: the change acts in both, {alike}"]
-
-
-def _same_change(first: Pair, second: Pair) -> bool:
-    return not (first.magnitude or second.magnitude) and torch.equal(_product(first), _product(second))
-
-
-def _product(pair: Pair) -> Tensor:
-    """What a pair of two matrices adds to its tensor."""
-    change = pair.scaling * (pair.b.float() @ pair.a.float())
-    return change.T if pair.transposed else change
 
 
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

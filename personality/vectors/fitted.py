@@ -12,12 +12,12 @@ from torch import Tensor
 from personality.manifests.canonical import digest_bytes
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.tensor_file import TensorSpec
-from personality.vectors.base import model_config
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.parameter_names import parameter_names
 from personality.vectors.tensors import tensor_bytes
+from personality.vectors.tied_ends import EMBEDDINGS, HEAD, is_tied
 
-_VOCABULARY = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight", "embed_out.weight")
+_VOCABULARY = (*EMBEDDINGS, HEAD, "embed_in.weight", "embed_out.weight")
 """Endings of the names of what has one row for each token."""
 
 
@@ -26,7 +26,8 @@ class FittedCheckpoint(Checkpoint):
 
     - Tensors that the fine-tune's class does not load (heads for several tokens, a vision tower beside a class for
       text) cannot have been trained by it, and are the base's.
-    - A tied model is saved without its head; a head that the base's files repeat is the fine-tune's embeddings.
+    - A tied model needs no head: one that only the fine-tune's files repeat is left out, one that only the base's files
+      repeat is the fine-tune's embeddings.
     - Embeddings and output heads that were padded to another number of rows: rows that no token of either tokenizer
       stands for are the base's.
 
@@ -44,14 +45,17 @@ class FittedCheckpoint(Checkpoint):
     def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
         self.folder, self.files = tuned.folder, tuned.files
         self._base, self._tuned = base, tuned
-        self._repeated = _repeated_head(base, tuned)
+        self._repeated = _repeated_heads(base, tuned) if is_tied(base) else {}
+        further = _repeated_heads(tuned, base) if is_tied(base) else {}
         self._absent = _unread(base, tuned, self._repeated)
         self._rows = _padded(base, tuned)
         self._made: tuple[str, Tensor] | None = None
-        self.specs: dict[str, TensorSpec] = dict(tuned.specs)
+        self.specs: dict[str, TensorSpec] = {name: spec for name, spec in tuned.specs.items() if name not in further}
         for name in (*self._absent, *self._rows, *self._repeated):
             self.specs[name] = TensorSpec(name, self._dtype(name), base.specs[name].shape)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = tuple(
+            f"`{head}` is the tied copy of the embeddings and adds nothing" for head in further
+        )
         for head, embeddings in self._repeated.items():
             self.notes += (f"`{head}` is not in it: in the base it repeats `{embeddings}`, and moves with that",)
         if self._absent:
@@ -106,18 +110,11 @@ def fitted(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, tuple[str, 
     return (found, found.notes) if found.notes else (tuned, ())
 
 
-def _repeated_head(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
-    """A head that only the base has, with the embeddings that it repeats there, of a tied model."""
-    if not model_config(base.folder).get("tie_word_embeddings"):
-        return {}
-    heads = [name for name in base.specs if name.endswith("lm_head.weight") and name not in tuned.specs]
-    embeddings = [name for name in tuned.specs if name.endswith(("embed_tokens.weight", "wte.weight"))]
-    return {
-        head: name
-        for head in heads
-        for name in embeddings
-        if name in base.specs and base.digest_of(name) == base.digest_of(head)
-    }
+def _repeated_heads(files: Checkpoint, others: Checkpoint) -> dict[str, str]:
+    """Output heads that only some files have, each with the embeddings that it repeats there."""
+    heads = [name for name in files.specs if name.endswith(HEAD) and name not in others.specs]
+    tables = [name for name in files.specs if name.endswith(EMBEDDINGS) and name in others.specs]
+    return {head: name for head in heads for name in tables if files.digest_of(name) == files.digest_of(head)}
 
 
 def _unread(base: Checkpoint, tuned: Checkpoint, repeated: Mapping[str, str]) -> list[str]:

@@ -137,6 +137,24 @@ def test_a_head_that_the_base_repeats_moves_with_the_embeddings(make_checkpoint:
     assert torch.equal(vector.rows(HEAD, 0, 97), vector.rows(EMBEDDINGS, 0, 97))
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_head_that_only_the_fine_tune_repeats(make_checkpoint: Make, tmp_path: Path, stated: bool) -> None:
+    """Whether config.json says that the model is tied or leaves that to its class, and with other padding too."""
+    base = with_tokenizer(make_checkpoint("gemma3"), 90)
+    path = base / "config.json"
+    config = {**json.loads(path.read_text()), "tie_word_embeddings": True}
+    path.write_text(json.dumps(config if stated else {key: config[key] for key in config if key[:3] != "tie"}))
+    tuned = fine_tuned(base, tmp_path / "tuned")
+    edit(tuned, lambda tensors: tensors.update({HEAD: tensors[EMBEDDINGS].clone()}))
+    found, notes = fitted(Checkpoint(base), Checkpoint(tuned))
+    assert notes == (f"`{HEAD}` is the tied copy of the embeddings and adds nothing",)
+    assert found.specs.keys() == Checkpoint(base).specs.keys()
+    found, notes = fitted(Checkpoint(base), Checkpoint(edit(tuned, resize(92))))
+    assert len(notes) == 2
+    assert found.specs[EMBEDDINGS].shape == (97, 32)
+    assert HEAD not in found.specs
+
+
 def test_a_tensor_that_the_class_loads_must_be_there(make_checkpoint: Make, tmp_path: Path) -> None:
     base = make_checkpoint("qwen3_5")
     tuned = fine_tuned(base, tmp_path / "tuned")
