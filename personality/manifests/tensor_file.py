@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from personality.manifests.canonical import canonical_json, digest_bytes
-from personality.manifests.errors import CorruptError, NotFoundError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.manifests.hashed_stream import HashedStream
 
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
     "F32": 4, "I32": 4, "U32": 4,
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_PACKED_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
+"""Several numbers share a byte: only quantized models have them."""
 METADATA_KEY = "persona"
 """The one metadata key that is written: several keys are not byte-stable from process to process."""
 _MAX_HEADER = 100_000_000
@@ -64,6 +66,7 @@ class TensorFile:
     Raises:
         NotFoundError: when there is no such file.
         CorruptError: when the header is damaged, or the file is shorter or longer than the header says.
+        IncompatibleError: when it holds numbers of fewer than eight bits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,6 +139,11 @@ class TensorFile:
         if type(offsets) is not list or len(offsets) != 2 or not (type(offsets[0]) is type(offsets[1]) is int):
             raise self._corrupt(f"tensor `{name}` has no valid offsets")
         dtype, shape = entry.get("dtype"), entry.get("shape")
+        if dtype in _PACKED_DTYPES:
+            raise IncompatibleError(
+                f"tensor `{name}` of {self.path} is {dtype}: the model is quantized",
+                "take the 16-bit model that it was made from (its model card names it)",
+            )
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._corrupt(f"tensor `{name}` has the unknown dtype {dtype!r}")
         if not _is_shape(shape):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from personality.manifests.errors import CorruptError, NotFoundError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.manifests.tensor_file import (
     METADATA_KEY,
     TensorFile,
@@ -203,7 +203,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "huge shape": ({"a": entry(shape=[2**62, 2**62])}, b"1234", "claims bytes 0-4"),
     "too short": ({"a": entry()}, b"123", "its header promises [0-9]+ bytes, the file has"),
     "too long": ({"a": entry()}, b"12345", "its header promises [0-9]+ bytes, the file has"),
-    "unknown dtype": ({"a": entry(dtype="F4")}, b"1234", "tensor `a` has the unknown dtype 'F4'"),
+    "unknown dtype": ({"a": entry(dtype="F5")}, b"1234", "tensor `a` has the unknown dtype 'F5'"),
     "dtype is a list": ({"a": entry(dtype=["F32"])}, b"1234", "unknown dtype"),
     "negative shape": ({"a": entry(shape=[-1])}, b"1234", r"tensor `a` has the shape \[-1\]"),
     "shape is a text": ({"a": entry(shape="1")}, b"1234", "tensor `a` has the shape '1'"),
@@ -291,3 +291,12 @@ def test_writing_through_a_mapped_tensor_cannot_reach_the_file(tmp_path: Path) -
     before = path.read_bytes()
     torch.frombuffer(TensorFile(path).bytes_of("a"), dtype=torch.uint8).zero_()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
+def test_numbers_of_fewer_than_eight_bits(tmp_path: Path, dtype: str) -> None:
+    """The file is whole, so "fetch it again" would be no way out."""
+    path = file_with(tmp_path / "packed.safetensors", {"a": entry(dtype=dtype)}, b"1234")
+    with pytest.raises(IncompatibleError, match=f"tensor `a` of .* is {dtype}: the model is quantized") as caught:
+        TensorFile(path)
+    assert "16-bit model" in caught.value.hint
