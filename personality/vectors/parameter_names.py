@@ -61,7 +61,7 @@ def _classes(folder: Path) -> list[tuple[Any, Any]]:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder))
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (KeyError, OSError, ValueError):
         return []
     named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or []]
