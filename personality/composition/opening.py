@@ -41,12 +41,13 @@ def composer_of(repository: Repository, personality: Personality, engine: Engine
     _check(personality.base, repository.config().base)
     steering = steering_of(repository, personality)
     steered = {item.label for item in steering}
+    base = base_of(repository)
     vectors = {
-        use.vector: open_task_vector(repository, use.vector, use.label)
+        use.vector: open_task_vector(repository, use.vector, use.label, base=base)
         for use in personality.uses
         if use.scale != 0 and use.label not in steered
     }
-    return Composer(base_of(repository), personality, vectors, steering, engine=engine, cache=repository.cache)
+    return Composer(base, personality, vectors, steering, engine=engine, cache=repository.cache)
 
 
 def steering_of(repository: Repository, personality: Personality) -> tuple[Injection, ...]:

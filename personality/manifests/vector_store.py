@@ -55,25 +55,40 @@ def storing(repository: Repository, header: dict[str, Any], specs: Sequence[Tens
     temporary = temporary_beside(folder / "vector")
     header = {"format": FORMAT, **header}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            stored = StoredVector(TensorWriter(file, specs, header))
-            yield stored
-            _finish(file, stored)
-        stored.id = logical_digest(header, {spec.name: spec for spec in specs}, stored.writer.digests)
-        path = repository.vector_path(stored.id)
-        path.parent.mkdir(exist_ok=True)
-        temporary.chmod(0o444)
-        temporary.replace(path)
-        sync(path.parent)
-        sync(folder)
+        with telling_of_full_disks(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                stored = StoredVector(TensorWriter(file, specs, header))
+                yield stored
+                _finish(file, stored)
+            stored.id = logical_digest(header, {spec.name: spec for spec in specs}, stored.writer.digests)
+            path = repository.vector_path(stored.id)
+            path.parent.mkdir(exist_ok=True)
+            temporary.chmod(0o444)
+            temporary.replace(path)
+            sync(path.parent)
+            sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def telling_of_full_disks(folder: Path) -> Iterator[None]:
+    """What the disk refuses inside the block becomes an error with the way out.
+
+    Args:
+        folder: in which a vector is stored, for the error.
+
+    Raises:
+        PersonaError: for any error of the operating system.
+    """
+    try:
+        yield
     except OSError as error:
         raise PersonaError(
             f"cannot store the vector in {folder}: {error.strerror or error}",
             "free some room (`persona gc` removes caches), then run the command again",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(file: BinaryIO, stored: StoredVector) -> None:

@@ -79,7 +79,7 @@ def store_adapter(repository: Repository, base: Checkpoint, folder: Path) -> Sto
     with storing(repository, header, specs) as stored:
         for spec in specs:
             stored.writer.write(spec.name, tensor_bytes(_tensor(spec, factors, dense)))
-    vector = open_task_vector(repository, stored.id, "the new vector")
+    vector = open_task_vector(repository, stored.id, "the new vector", base=base)
     norm, rounding = measure(vector, base)
     ranks = sorted({pair.a.shape[-2] for pair in content.pairs})
     notes = [f"rank {', '.join(map(str, ranks))} on {len(content.pairs)} tensors", *content.notes]
