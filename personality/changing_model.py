@@ -17,7 +17,7 @@ from personality.vectors.steering.hooks import steered
 class ChangingModel:
     """The repository's base, loaded once, when it is needed first.
 
-    Only the tensors that a personality changes are composed and put into the model, and taken out again behind it.
+    From one personality to the next only the tensors are composed and put into the model whose recipe changes.
     Where the model's parameters are not the checkpoint's tensors (experts that a class stacks), it is loaded anew.
 
     Args:
@@ -28,6 +28,8 @@ class ChangingModel:
         self.repository = repository
         self._model: Any = None
         self._tokenizer: Any = None
+        self._holds: dict[str, tuple[Any, ...]] = {}
+        """The recipe of each tensor in the model; those that are not there are the base's."""
 
     @contextlib.contextmanager
     def taking(self, personality: Personality) -> Iterator[tuple[Any, Any]]:
@@ -47,17 +49,25 @@ class ChangingModel:
         if not _has_tensors(parameters, composer):
             yield load_composed(composer), self._tokenizer
             return
-        try:
-            for name in composer.touched:
+        self._put(composer, parameters)
+        with steered(self._model, composer.steering, rounding=composer.layer_dtype):
+            yield self._model, self._tokenizer
+
+    def _put(self, composer: Composer, parameters: dict[str, Any]) -> None:
+        """Make the model's weights the composer's."""
+        for name in {**self._holds, **dict.fromkeys(composer.touched)}:
+            recipe = composer.recipe_of(name)
+            if recipe != self._holds.get(name, ()):
+                self._holds[name] = _UNKNOWN  # until the whole tensor is there
                 parameters[name].data.copy_(composer.tensor(name))
-            with steered(self._model, composer.steering, rounding=composer.layer_dtype):
-                yield self._model, self._tokenizer
-        finally:
-            for name in composer.touched:
-                parameters[name].data.copy_(composer.base.tensor(name))
+                self._holds[name] = recipe
+        self._holds = {name: recipe for name, recipe in self._holds.items() if recipe}
 
     def _composer(self, personality: Personality) -> Composer:
         return composer_of(self.repository, personality)
+
+
+_UNKNOWN = ("unknown",)
 
 
 def _has_tensors(parameters: dict[str, Any], composer: Composer) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from personality.builds.build import build, build_path
+from personality.builds.build import Built, build, build_path
 from personality.gc import collect, find_garbage
 from personality.manifests.errors import PersonaError
 from personality.manifests.names import VectorLabel
@@ -101,19 +101,19 @@ def test_only_the_newest_versions_build_stays(repository: Repository) -> None:
     assert garbage.bytes > 1_000_000
     collect([garbage])
     assert not build_path(repository, first).exists()
-    assert build(repository, second)[1] is False
-    assert build(repository, first)[1] is True
+    assert not build(repository, second).new
+    assert build(repository, first).new
 
 
 def test_a_build_that_says_nothing_readable_is_made_again(repository: Repository) -> None:
     version = add(repository, VectorLabel("listening"), 1).version
-    path, _ = build(repository, version)
+    path = build(repository, version).path
     record = path / "persona-build.json"
     written = record.read_bytes()
     record.write_text("{")
-    assert build(repository, version) == (path, True)
+    assert build(repository, version) == Built(path, new=True)
     assert record.read_bytes() == written
-    assert build(repository, version) == (path, False)
+    assert build(repository, version) == Built(path, new=False)
 
 
 def test_what_undo_and_redo_need_stays_until_it_is_forgotten(repository: Repository) -> None:
@@ -126,7 +126,11 @@ def test_what_undo_and_redo_need_stays_until_it_is_forgotten(repository: Reposit
     assert len(repository.manifests()) == 1
     undo(repository)
     garbage = find_garbage(repository, forget_undo=True)
-    assert {item.why for item in garbage} == {"a vector without a manifest", "an entry of the operation log"}
+    assert {item.why for item in garbage} == {
+        "a vector without a manifest",
+        "the magnitudes of a vector that is gone",
+        "an entry of the operation log",
+    }
     collect(garbage)
     assert len(vectors) == 2
     assert stored_ids(repository) == {}

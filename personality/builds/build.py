@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from personality.baking.baked_weights import BakedWeights
 from personality.builds.built_steering import BuiltSteering, built_steering
 from personality.builds.new_folder import new_folder
+from personality.builds.reuse import FILE_DIGEST, OtherBuild
 from personality.builds.writer import BUILD_RECORD, DEFAULT_SHARD_BYTES, Progress, write_checkpoint
 from personality.composition.composer import Composer
+from personality.composition.engine import Engine
 from personality.composition.opening import composer_of
 from personality.environment import build_environment, build_fingerprint
 from personality.manifests.atomic import write_bytes
+from personality.manifests.digest_cache import remember
 from personality.manifests.errors import PersonaError
 from personality.manifests.record import Record
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
+
+_LOOKED_AT = 4
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where a build lies.
+
+    Attributes:
+        path: the folder.
+        new: whether it was made now.
+        taken_bytes: how many bytes of weights came from another version's build.
+    """
+
+    path: Path
+    new: bool
+    taken_bytes: int = 0
 
 
 class BuildRecord(Record):
@@ -43,9 +65,9 @@ class BuildRecord(Record):
     steering: BuiltSteering | None = None
 
 
-def build_path(repository: Repository, version: Version) -> Path:
+def build_path(repository: Repository, version: Version, device: str = "cpu") -> Path:
     """Where a version's build lies on this kind of machine."""
-    fingerprint = build_fingerprint(build_environment())
+    fingerprint = build_fingerprint(build_environment(device))
     return repository.local / "builds" / f"{version.id[:16]}-{fingerprint[:8]}"
 
 
@@ -55,25 +77,58 @@ def build(
     *,
     again: bool = False,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    engine: Engine | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> tuple[Path, bool]:
+) -> Built:
     """The folder of a version's checkpoint; composed from the base unless it is there already.
+
+    Tensors that have the same recipe in a version that is built already are taken over from there.
 
     Args:
         repository: where.
         version: what to build.
-        again: build even when it is there.
+        again: build even when it is there, and every tensor anew.
         shard_bytes: greatest size of a weights file.
+        engine: how blocks are composed; None for the usual way.
         on_progress: told of every tensor.
-
-    Returns:
-        The folder, and whether it was built now.
     """
-    path = build_path(repository, version)
+    engine = engine or Engine()
+    path = build_path(repository, version, engine.device.type)
     if not again and _is_build_of(path, version, shard_bytes):
-        return path, False
-    write_build(repository, version, path, shard_bytes=shard_bytes, on_progress=on_progress)
-    return path, True
+        return Built(path, new=False)
+    composer = composer_of(repository, version.personality, engine)
+    other = None if again else _most_alike(repository, composer, path)
+    write_build(
+        repository,
+        version,
+        path,
+        shard_bytes=shard_bytes,
+        on_progress=on_progress,
+        composer=composer,
+        other=other,
+        mode=0o444,  # builds share files: what changed one in place would change another
+    )
+    shards = {path / name: digest for name, digest in BuildRecord.read(path / BUILD_RECORD).files.items()}
+    remember(repository.cache, FILE_DIGEST, {file: digest for file, digest in shards.items() if _is_shard(file)})
+    return Built(path, new=True, taken_bytes=other.taken_bytes if other else 0)
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _most_alike(repository: Repository, composer: Composer, path: Path) -> OtherBuild | None:
+    """The build, of the latest few made in this environment, that has most composed bytes in common with a composer."""
+    found: list[OtherBuild] = []
+    environment = build_environment(composer.engine.device.type)
+    folders = [folder for folder in path.parent.glob(f"*{path.name[-9:]}") if not folder.name.startswith(".")]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)[-_LOOKED_AT:]:
+        with contextlib.suppress(PersonaError):  # damaged, or of a version whose vectors are gone: no help
+            record = BuildRecord.read(folder / BUILD_RECORD)
+            theirs = composer_of(repository, repository.versions()[record.version].personality)
+            if record.environment == environment and theirs.base.folder == composer.base.folder:
+                found.append(OtherBuild(folder, record.files, repository.cache, theirs, composer))
+    return max(found, key=lambda other: sum(composer.specs[name].nbytes for name in other.tensors), default=None)
 
 
 def _is_build_of(path: Path, version: Version, shard_bytes: int) -> bool:
@@ -97,6 +152,8 @@ def write_build(
     composer: Composer | None = None,
     baked: BakedWeights | None = None,
     steering_file: str = "",
+    other: OtherBuild | None = None,
+    mode: int = 0o644,
 ) -> None:
     """Compose a version into a folder that appears under its name only when it is whole.
 
@@ -110,6 +167,7 @@ def write_build(
         composer: of the version, where it is open already.
         baked: the composer's weights with steering baked in; None to write the composed weights alone.
         steering_file: that `finish` writes for the plugin; empty for none.
+        other, mode: see `write_checkpoint`.
     """
     composer = composer or composer_of(repository, version.personality)
     plan = baked.plan if baked else None
@@ -119,13 +177,15 @@ def write_build(
             folder,
             config=plan.config if plan else None,
             shard_bytes=shard_bytes,
+            mode=mode,
             engine=composer.engine,
+            other=other,
             on_progress=on_progress,
         )
         record = BuildRecord(
             version=version.id,
             personality=version.personality.id,
-            environment=build_environment(),
+            environment=build_environment(composer.engine.device.type),
             shard_bytes=shard_bytes,
             files=digests,
             steering=built_steering(composer.steering, plan, steering_file),

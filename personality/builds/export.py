@@ -16,6 +16,7 @@ from personality.builds.model_card import model_card
 from personality.builds.reloaded import Reloaded, reload_and_compare
 from personality.builds.steering_part import Choice, steering_part
 from personality.builds.writer import CERTIFICATE, DEFAULT_SHARD_BYTES, Progress
+from personality.composition.engine import Engine
 from personality.composition.opening import composer_of
 from personality.manifests.atomic import write_bytes
 from personality.manifests.errors import IncompatibleError, PersonaError
@@ -70,6 +71,7 @@ def export(
     bake_unproven: bool = False,
     vllm: VllmEnvironment | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    engine: Engine | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Exported:
@@ -87,6 +89,7 @@ def export(
         bake_unproven: bake steering vectors too that nobody proved.
         vllm: where vLLM is, to run it on the folder; None not to.
         shard_bytes: greatest size of a weights file.
+        engine: how blocks are composed; None for the usual way.
         on_progress: told of every tensor.
         on_stage: told what is being done.
 
@@ -98,7 +101,7 @@ def export(
     """
     told = on_stage or (lambda stage: None)
     _check_free(path, force=force)
-    composer = composer_of(repository, version.personality)
+    composer = composer_of(repository, version.personality, engine)
     notes = _check_target(composer.folder, target)
     part = steering_part(repository, version, composer, target, steering, route=route, bake_unproven=bake_unproven)
     if part.baked and not part.baked.plan.readable_by_transformers and vllm is None:

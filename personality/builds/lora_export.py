@@ -256,9 +256,10 @@ def _write_config(folder: Path, names: Sequence[str], rank: int, source: str) ->
 
 def _notes(composer: Composer, verify: VllmEnvironment | None) -> tuple[str, ...]:
     notes = []
-    if composer.composition.method == "ties":
+    method = composer.composition.method
+    if method != "linear":
         notes.append(
-            "`ties` has no low rank: each tensor was composed whole, then cut down to its largest singular values"
+            f"`{method}` has no low rank: each tensor was composed whole, then cut down to its largest singular values"
         )
     notes.append("adapters are added while serving and not rounded into the base's dtype, as a build's weights are")
     if verify is None:

@@ -32,8 +32,8 @@ from personality.versions.history import History
 TARGET = "mergekit"
 RECIPE = "mergekit.yaml"
 _UNDECIDED = 0.05
-"""Greatest share of elements that may differ under `ties`: where magnitudes are equal or sums cancel, the two programs
-decide otherwise (docs/composition.md); bfloat16 vectors have many equal magnitudes."""
+"""Greatest share of elements that may differ where a method keeps or elects: where magnitudes are equal or sums cancel,
+the two programs decide otherwise (docs/composition.md); bfloat16 vectors have many equal magnitudes."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def export_mergekit(
         data = description(recipe, reference, [f"./{models[str(use)]}" for use in uses], dtype)
         write_bytes(folder / RECIPE, _yaml(data, label).encode())
         told("running mergekit and comparing")
-        agreement = _merge_and_compare(composer.without_steering(), folder, ties=recipe.method == "ties")
+        agreement = _merge_and_compare(composer.without_steering(), folder, decides=recipe.decides)
         record = ExportRecord(
             target=TARGET,
             version=version.id,
@@ -198,7 +198,7 @@ def _yaml(data: dict[str, object], label: str) -> str:
     return f"# {label}; run in this folder: mergekit-yaml {RECIPE} OUT\n{text}\n"
 
 
-def _merge_and_compare(composer: Composer, folder: Path, *, ties: bool) -> MergeAgreement:
+def _merge_and_compare(composer: Composer, folder: Path, *, decides: bool) -> MergeAgreement:
     """Run mergekit on the folder as a user would, and compare every tensor of the result."""
     number = installed("mergekit")
     out = folder / "merged"
@@ -216,7 +216,7 @@ def _merge_and_compare(composer: Composer, folder: Path, *, ties: bool) -> Merge
         raise _another_model(number, f"{listing(differing)} are missing, new or of another dtype or shape")
     found = _compared(composer, merged, number)
     shutil.rmtree(out)
-    if found.outside > (_UNDECIDED if ties else 0):
+    if found.outside > (_UNDECIDED if decides else 0):
         raise _another_model(
             number, f"{found.outside:.2%} of the elements differ, by up to {found.greatest_difference:.2g}"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from personality.composition.composer import Composer
+from personality.manifests.composition_methods import METHODS
 from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import Composition, Use
 from personality.vectors.checkpoint import Checkpoint, listing
@@ -23,18 +24,16 @@ class Recipe:
     """What mergekit is told.
 
     Attributes:
-        method: `task_arithmetic` or `ties`.
-        normalize: its parameter of that name.
-        lam: its `lambda`.
-        weights: of each use.
-        densities: of each use; 1 keeps everything.
+        method: its name for it.
+        shared: parameters of the merge.
+        each: parameters of each model, in the order of the uses.
+        decides: whether elements are kept or dropped by comparisons, which roundings can turn.
     """
 
     method: str
-    normalize: bool
-    lam: float
-    weights: tuple[float, ...]
-    densities: tuple[float, ...]
+    shared: dict[str, Any]
+    each: tuple[dict[str, float], ...]
+    decides: bool = False
 
 
 def recipe_of(composition: Composition, uses: Sequence[Use]) -> Recipe:
@@ -48,33 +47,82 @@ def recipe_of(composition: Composition, uses: Sequence[Use]) -> Recipe:
         IncompatibleError: when mergekit has no such recipe.
     """
     scales = tuple(use.scale for use in uses)
+    weights = tuple({"weight": scale} for scale in scales)
     if composition.method == "linear":
-        return Recipe("task_arithmetic", False, 1.0, scales, tuple(1.0 for _ in uses))
-    densities = tuple(composition.density if use.density is None else use.density for use in uses)
+        return Recipe("task_arithmetic", {"normalize": False, "lambda": 1.0}, weights)
+    if composition.method == "ties":
+        return _ties(composition, uses)
+    settings = composition.parameters
+    if composition.method in ("breadcrumbs", "breadcrumbs_ties"):
+        divided = settings["normalize"] == "weighted"
+        if divided:
+            _check_positive(scales, f"persona method {composition.method} --normalize sum")
+        each = tuple(
+            {"weight": use.scale, "gamma": settings["gamma"], "density": _density(use, settings["density"])}
+            for use in uses
+        )
+        shared = {"normalize": divided, "rescale": settings["rescale"], "lambda": settings["lambda"]}
+        return Recipe(composition.method, shared, each, decides=True)
+    if composition.method == "slerp":
+        return Recipe("slerp", {"t": scales[0]}, tuple({} for _ in uses))
+    if composition.method in ("nearswap", "sce", "ram", "ramplus_tl", "model_stock"):
+        if set(scales) != {1.0}:
+            raise IncompatibleError(
+                f"mergekit's `{composition.method}` has no weights; the scales are "
+                f"{', '.join(f'{scale:g}' for scale in scales)}",
+                f"use scale 1, or {_WAY_OUT}",
+            )
+        return Recipe(composition.method, dict(settings), tuple({} for _ in uses), decides=True)
+    raise IncompatibleError(f"mergekit has no recipe for this version: {_why_not(composition)}", _WAY_OUT)
+
+
+_WAY_OUT = "export the weights: `--to vllm`"
+
+
+def _why_not(composition: Composition) -> str:
+    if composition.method in ("tsv_merge", "iso_c"):
+        return f"it has no `{composition.method}`"
+    if METHODS[composition.method].random:
+        return f"`{composition.method}` draws at random, and mergekit's numbers are not those of the seed"
+    return f"a scale means another thing to its `{composition.method}` (docs/composition.md)"
+
+
+def _density(use: Use, otherwise: float) -> float:
+    return otherwise if use.density is None else use.density
+
+
+def _check_positive(scales: Sequence[float], instead: str) -> None:
+    if min(scales) < 0:
+        raise IncompatibleError(
+            "`--normalize weighted` divides by the sizes of the scales; mergekit divides by the scales themselves, "
+            "which turns the sign of a negative one",
+            f"use positive scales, or `{instead}`; or {_WAY_OUT}",
+        )
+
+
+def _ties(composition: Composition, uses: Sequence[Use]) -> Recipe:
+    scales = tuple(use.scale for use in uses)
+    densities = tuple(_density(use, composition.density) for use in uses)
     if composition.trim_scope == "vector" and min(densities) < 1:
         raise IncompatibleError(
             "this version trims each vector as a whole (`--trim-scope vector`), mergekit every tensor by itself",
             "compose per tensor: `persona method ties --trim-scope tensor`, which is another version; or export the "
             "weights: `--to vllm`",
         )
-    if composition.normalize == "sum":
-        return Recipe("ties", False, composition.lam, scales, densities)
+    divided, lam, weights = composition.normalize != "sum", composition.lam, scales
     if composition.normalize == "weighted":
-        if min(scales) < 0:
+        _check_positive(scales, "persona method ties --normalize sum")
+    elif composition.normalize == "mean":
+        if len(set(scales)) > 1:
             raise IncompatibleError(
-                "`--normalize weighted` divides by the sizes of the scales; mergekit divides by the scales themselves, "
-                "which turns the sign of a negative one",
-                "use positive scales, or `persona method ties --normalize sum`; or export the weights: `--to vllm`",
+                "`--normalize mean` divides by the number of vectors that agree; mergekit can do that for equal scales "
+                f"only, here they are {', '.join(f'{scale:g}' for scale in scales)}",
+                "give all behaviors one scale, or `persona method ties --normalize sum`, or export with `--to vllm`",
             )
-        return Recipe("ties", True, composition.lam, scales, densities)
-    if len(set(scales)) > 1:
-        raise IncompatibleError(
-            "`--normalize mean` divides by the number of vectors that agree; mergekit can do that for equal scales "
-            f"only, here they are {', '.join(f'{scale:g}' for scale in scales)}",
-            "give all behaviors one scale, or `persona method ties --normalize sum`, or export with `--to vllm`",
-        )
-    # Weights of 1 make mergekit's divisor the number of those that agree; the common scale goes into its factor.
-    return Recipe("ties", True, composition.lam * scales[0], tuple(1.0 for _ in uses), densities)
+        # Weights of 1 make mergekit's divisor the number of those that agree; the common scale goes into its factor.
+        lam, weights = composition.lam * scales[0], tuple(1.0 for _ in uses)
+    each = tuple({"weight": weight, "density": density} for weight, density in zip(weights, densities, strict=True))
+    return Recipe("ties", {"normalize": divided, "lambda": lam}, each, decides=True)
 
 
 def description(recipe: Recipe, base: str, models: Sequence[str], dtype: str) -> dict[str, Any]:
@@ -86,16 +134,15 @@ def description(recipe: Recipe, base: str, models: Sequence[str], dtype: str) ->
         models: folder of each use.
         dtype: of the result, safetensors' name; sums are float32.
     """
-    trim = recipe.method == "ties"
     return {
         "merge_method": recipe.method,
         "base_model": base,
         "dtype": "float32",
         "out_dtype": _DTYPES[dtype],
-        "parameters": {"normalize": recipe.normalize, "lambda": recipe.lam},
+        "parameters": recipe.shared,
         "models": [
-            {"model": model, "parameters": {"weight": weight, **({"density": density} if trim else {})}}
-            for model, weight, density in zip(models, recipe.weights, recipe.densities, strict=True)
+            {"model": model, **({"parameters": each} if each else {})}
+            for model, each in zip(models, recipe.each, strict=True)
         ],
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from personality.baking.weights import Weights
+from personality.builds.reuse import OtherBuild
 from personality.composition.engine import Engine
 from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
@@ -57,7 +58,9 @@ def write_checkpoint(
     *,
     config: dict[str, Any] | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    mode: int = 0o644,
     engine: Engine | None = None,
+    other: OtherBuild | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, str]:
     """Make every tensor and write the model folder. Blocks are read and composed while the ones before are written and
@@ -68,7 +71,9 @@ def write_checkpoint(
         folder: an empty folder.
         config: content of config.json; None for the base's own, byte for byte.
         shard_bytes: greatest size of a weights file.
+        mode: permission bits of the weights files.
         engine: whose threads to use; None for the usual ones.
+        other: another version's build, from which to take what is the same; None to make everything.
         on_progress: called after each tensor.
 
     Returns:
@@ -93,11 +98,18 @@ def write_checkpoint(
     for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         ordered = aligned_order(shard)
-        with writing(folder / name) as file, HashedStream(file) as stream, engine.running():
+        weight_map |= dict.fromkeys((spec.name for spec in ordered), name)
+        if other and (digest := other.take_shard(folder / name, ordered)):
+            digests[name] = digest
+            done += sum(spec.nbytes for spec in ordered)
+            if on_progress:
+                on_progress(Progress(done, total, name))
+            continue
+        with writing(folder / name, mode=mode) as file, HashedStream(file) as stream, engine.running():
             writer = TensorWriter(stream, ordered)
             for spec in ordered:
-                writer.write_blocks(spec.name, weights.blocks_of(spec.name))
-                weight_map[spec.name] = name
+                taken = other.blocks_of(spec.name, name) if other else None
+                writer.write_blocks(spec.name, taken or weights.blocks_of(spec.name))
                 done += spec.nbytes
                 if on_progress:
                     on_progress(Progress(done, total, spec.name))

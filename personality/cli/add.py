@@ -34,7 +34,7 @@ def add(
     ] = None,
     layers: Annotated[str, typer.Option(help="Only in layers A-B, both included.", show_default="all")] = "",
     density: Annotated[
-        float | None, typer.Option(help="TIES density of this vector.", show_default="the method's")
+        float | None, typer.Option(help="Share of this vector that the method keeps.", show_default="the method's")
     ] = None,
     gate: Annotated[
         Path | None,
@@ -59,8 +59,9 @@ def add(
     label = VectorLabel.parse(vector)
     if gate is not None:
         scale = _pass_gate(out, repository, gate, label, scale, where, density)
-    if density is not None and repository.config().composition.method == "linear":
-        out.warn("`linear` keeps every element: the density takes effect with `persona method ties`")
+    composition = repository.config().composition
+    if density is not None and not composition.drops:
+        out.warn(f"`{composition.method}` has no density: it takes effect with `persona method ties`")
     recorded = add_use(repository, label, scale, layers=where, density=density, message=message)
     related = interference(steering_of(repository, recorded.version.personality))
     show_recorded(

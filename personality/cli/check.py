@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personality.cli.method import Method, Normalize, composition_from
+from personality.cli.method import DensityOption, NormalizeOption, SeedOption, SettingOption, composition_from
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent
 from personality.manifests.errors import UsageError
@@ -39,11 +39,11 @@ def check(
     scale: Annotated[
         float | None, typer.Option(help="Of every --with that names none.", show_default="as for `add`")
     ] = None,
-    method: Annotated[Method | None, typer.Option(help="Composed in another way.", show_default="as it is")] = None,
-    density: Annotated[float | None, typer.Option(help="TIES: another density.", show_default="as it is")] = None,
-    normalize: Annotated[
-        Normalize | None, typer.Option(help="TIES: another division.", show_default="as it is")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Composed in another way.", show_default="as it is")] = None,
+    density: DensityOption = None,
+    normalize: NormalizeOption = None,
+    seed: SeedOption = None,
+    set_: SettingOption = None,
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Do not run the base to hold steering against task vectors.")
     ] = False,
@@ -58,9 +58,11 @@ def check(
     out = Output("check", as_json=as_json)
     repository = open_repository(directory)
     label, personality = _recipe(repository, version, with_ or [], scale)
-    if method or density is not None or normalize:
+    if method or density is not None or normalize or seed is not None or set_:
         current = personality.composition
-        changed = composition_from(current, method or current.method, density=density, normalize=normalize)
+        changed = composition_from(
+            current, method or current.method, density=density, normalize=normalize, seed=seed, settings=set_
+        )
         personality = personality.model_copy(update={"composition": changed})
     with out.progress("check") as advance:
         forecaster = Forecaster(repository, on_tensor=advance)

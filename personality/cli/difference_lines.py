@@ -50,10 +50,12 @@ def owner_lines(found: Difference) -> list[str]:
     """One line for each change of the recipe that changed weights."""
     changes = {change.what: str(change) for change in found.recipe}
     owners = found.weights.owners
-    lines = [f"{percent(owner.share)} of ‖change‖² is owned by  {changes[owner.what]}" for owner in owners]
+    lines = [
+        f"{percent(owner.share)} of ‖change‖² is owned by  {changes.get(owner.what, owner.what)}" for owner in owners
+    ]
     if any(not owner.exact for owner in owners):
         rest = 1 - sum(owner.share for owner in owners)
-        lines.append(f"{percent(rest)} by none alone: under ties three and more changes act jointly (docs/diff.md)")
+        lines.append(f"{percent(rest)} by none alone: three and more changes act jointly (docs/diff.md)")
     return lines
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from personality.cli.options import DirectoryOption, JsonOption, examples, find_version, open_repository
+from personality.cli.options import (
+    DeviceOption,
+    DirectoryOption,
+    JsonOption,
+    ThreadsOption,
+    examples,
+    find_version,
+    open_repository,
+)
 from personality.cli.output import Output, megabytes_per_second, percent, size
 from personality.manifests.errors import UsageError
 
@@ -29,6 +37,8 @@ _OPTIONS = {
     "--vllm": ("hf", "vllm", "lora"),
     "--shard-gb": ("hf", "vllm", "mergekit"),
     "--rank": ("lora",),
+    "--threads": ("hf", "vllm"),
+    "--device": ("hf", "vllm"),
 }
 """Which options mean something for which targets."""
 
@@ -70,6 +80,8 @@ def export(
     shard_gb: Annotated[
         float | None, typer.Option(min=0.000001, help="Greatest size of a weights file, in GB; 5 unless told.")
     ] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
     in_directory: DirectoryOption = None,
 ) -> None:
@@ -79,6 +91,7 @@ def export(
     persona_vectors, or whole (safetensors-directions).
     """
     from personality.cli.export_targets import export_adapter, export_recipe
+    from personality.composition.engine import Engine
 
     out = Output("export", as_json=as_json)
     repository = open_repository(in_directory)
@@ -91,6 +104,8 @@ def export(
         "--vllm": vllm is not None,
         "--shard-gb": shard_gb is not None,
         "--rank": rank is not None,
+        "--threads": threads is not None,
+        "--device": device != "cpu",
     }
     _check_options(to, [name for name, here in given.items() if here])
     if to not in _OF_VERSIONS:
@@ -148,6 +163,7 @@ def export(
             bake_unproven=bake_unproven,
             vllm=environment,
             shard_bytes=shard_bytes,
+            engine=Engine(device, threads),
         )
 
 

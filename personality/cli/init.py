@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from personality.cli.method import DensityOption, MethodOption, NormalizeOption
+from personality.cli.method import DensityOption, MethodOption, NormalizeOption, SeedOption, SettingOption
 from personality.cli.options import DirectoryOption, JsonOption, enter, examples
 from personality.cli.output import Output
 from personality.manifests.errors import UsageError
@@ -25,6 +25,8 @@ def init(
     method: MethodOption = "linear",
     density: DensityOption = None,
     normalize: NormalizeOption = None,
+    seed: SeedOption = None,
+    set_: SettingOption = None,
     as_json: JsonOption = False,
     in_directory: DirectoryOption = None,
 ) -> None:
@@ -47,7 +49,9 @@ def init(
     root = directory.resolve()
     # What can be refused at once is refused before a large base is read.
     Repository.check_new(root)
-    composition = composition_from(Composition(), method, density=density, normalize=normalize)
+    composition = composition_from(
+        Composition(), method, density=density, normalize=normalize, seed=seed, settings=set_
+    )
     # A relative base is meant relative to where the user stands, and kept relative to the repository if inside it.
     local = Path(base).expanduser()
     source = _relative(local.resolve(), root) if local.is_dir() else base

@@ -19,6 +19,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DirectoryOption = Annotated[
     Path | None, typer.Option("-C", metavar="DIR", help="Run as if started in DIR.", show_default=False)
 ]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Processor threads to compose with.", show_default="half of the cores")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where to compose: cpu, or a GPU such as cuda.")]
 MessageOption = Annotated[str, typer.Option("-m", "--message", help="Why, for the log.", show_default=False)]
 SystemOption = Annotated[str, typer.Option(help="A system turn before it.", show_default=False)]
 TemperatureOption = Annotated[float, typer.Option(min=0, help="0 for the most likely answer.")]

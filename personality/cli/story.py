@@ -306,7 +306,7 @@ class Story:
             return evaluate(self._repository, version, rows=_ROWS, on_probe=advance)
 
     def _digest(self, version: Version) -> str:
-        folder, _ = build(self._repository, version, again=True)
+        folder = build(self._repository, version, again=True).path
         return digest_file(folder / SINGLE)
 
     def _keeps_all(self, evaluation: Evaluation, what: str) -> None:

@@ -16,6 +16,8 @@ from personality.composition.compiled import Signature
 from personality.composition.engine import Engine
 from personality.composition.kernels import Formula
 from personality.composition.layering import layered_names
+from personality.composition.methods import whole_tensor
+from personality.composition.methods.operand import Operand
 from personality.composition.threshold import Thresholds
 from personality.manifests.canonical import digest
 from personality.manifests.errors import FallenApartError, IncompatibleError
@@ -56,7 +58,8 @@ class Composer:
 
     Raises:
         IncompatibleError: when a vector changes tensors that the base lacks, or with another shape, or that are not
-            floating point, or when a layer range lies outside the model.
+            floating point, or when a layer range lies outside the model; when more vectors change a tensor than the
+            method composes.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Composer:
         for source in self._sources:
             for name in source.names:
                 self._touching.setdefault(name, []).append(source)
+        touching = {name: [source.use for source in sources] for name, sources in self._touching.items()}
+        whole_tensor.check(self.composition, touching)
 
     def _account(self, use: Use, vector: TaskVector) -> list[str]:
         missing = [name for name in vector.shapes if name not in self.base.specs]
@@ -217,15 +222,7 @@ class Composer:
     def _composed_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         spec = self.base.specs[name]
         base = self.base.tensor(name).reshape(matrix_shape(spec.shape))
-        sources = self._touching[name]
-        scales, limits = self._numbers(name)
-        for start, stop in row_blocks(spec, self.engine.block_elements):
-            deltas = [source.vector.rows(name, start, stop) for source in sources]
-            deltas, dtype = _of_one_dtype(deltas, compute_dtype(spec.dtype))
-            signature = Signature(self._formula, len(deltas), spec.dtype, dtype)
-            block, finite = self.engine.compose(
-                signature, base[start:stop], deltas, scales, limits, self.composition.lam
-            )
+        for start, stop, (block, finite) in self._finished_blocks(name, base):
             if not finite:
                 raise FallenApartError(
                     f"composing `{name}` gives NaN or infinite values in {spec.dtype}",
@@ -233,13 +230,46 @@ class Composer:
                 )
             yield start, stop, block
 
+    def _finished_blocks(self, name: str, base: Tensor) -> Iterator[tuple[int, int, tuple[Tensor, bool]]]:
+        """The composed rows, and whether they are finite."""
+        if whole_tensor.is_whole(self.composition):
+            block = kernels.add_to_base(base, self._whole_delta(name))
+            yield 0, base.shape[0], (block, bool(torch.isfinite(block).all()))
+            return
+        spec = self.base.specs[name]
+        scales, limits = self._numbers(name)
+        for start, stop in row_blocks(spec, self.engine.block_elements):
+            deltas = [source.vector.rows(name, start, stop) for source in self._touching[name]]
+            deltas, dtype = _of_one_dtype(deltas, compute_dtype(spec.dtype))
+            signature = Signature(self._formula, len(deltas), spec.dtype, dtype)
+            lam = self.composition.lam
+            yield start, stop, self.engine.compose(signature, base[start:stop], deltas, scales, limits, lam)
+
     def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         spec = self.base.specs[name]
+        if whole_tensor.is_whole(self.composition):
+            yield 0, matrix_shape(spec.shape)[0], self._whole_delta(name)
+            return
         scales, limits = self._numbers(name)
         for start, stop in row_blocks(spec, self.engine.block_elements):
             deltas = [source.vector.rows(name, start, stop) for source in self._touching[name]]
             lam, dtype = self.composition.lam, compute_dtype(spec.dtype)
             yield start, stop, kernels.change(self._formula, deltas, scales, limits, lam, dtype)
+
+    def _whole_delta(self, name: str) -> Tensor:
+        """Δ seen as a matrix, by a method that looks at whole tensors; always made on the processor."""
+        spec = self.base.specs[name]
+        rows, columns = matrix_shape(spec.shape)
+        operands = [
+            Operand(
+                source.use.vector,
+                source.vector.rows(name, 0, rows).to(compute_dtype(spec.dtype)).reshape(spec.shape),
+                source.use.scale,
+                source.use.density,
+            )
+            for source in self._touching[name]
+        ]
+        return whole_tensor.delta(self.composition, name, self.base.tensor(name), operands).reshape(rows, columns)
 
     @property
     def _formula(self) -> Formula:

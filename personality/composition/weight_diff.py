@@ -54,7 +54,7 @@ class Part:
     Its contribution is `of_change` · (Δ_after − Δ_before) + Σ weight · Δ over `terms`.
 
     Attributes:
-        what: a behavior's name, or `composition`.
+        what: a behavior's name, or `composition`; several, joined, that cannot be told apart.
         of_change: weight of the whole change.
         terms: weights and composers on the same base.
         exact: whether the contributions of all parts add up to the change by construction.
@@ -90,7 +90,7 @@ class Owner:
         share: ⟨change, contribution⟩ / ‖change‖². The shares of an exact attribution add up to 1; one is negative where
             a contribution points against the change as a whole.
         norm: Euclidean norm of the contribution.
-        exact: False under `ties` with three or more changes, whose shares need not add up to 1.
+        exact: False with three or more changes and another method than `linear`: shares need not add up to 1 then.
     """
 
     what: str

@@ -7,6 +7,7 @@ from typing import Any
 
 from personality.composition.composer import Composer
 from personality.composition.weight_diff import Part
+from personality.manifests.errors import IncompatibleError
 from personality.manifests.personality_record import Personality
 
 Compose = Callable[[Personality], Composer]
@@ -21,10 +22,11 @@ _BOTH_WAYS = 2
 def parts_of(before: Personality, after: Personality, compose: Compose) -> list[Part]:
     """One part for each behavior whose use differs, and one for the composition where its method or settings do.
 
-    A single change is the whole of it. Under `linear` a behavior's contribution is s_B·τ_B − s_A·τ_A, which is exact.
-    TIES is joint: what a change does depends on the others. There its contribution is the mean of what it does first
-    (A with this change alone − A) and of what it does last (B − B without this change). Of two changes that is
-    Shapley's value (Shapley 1953), whose shares add up to 1; of three and more it is an approximation.
+    A single change is the whole of it, and so are several together where a recipe in between cannot be composed.
+    Under `linear` a behavior's contribution is s_B·τ_B − s_A·τ_A, which is exact. Every other method is joint: what a
+    change does depends on the others. There its contribution is the mean of what it does first (A with this change
+    alone − A) and of what it does last (B − B without this change). Of two changes that is Shapley's value (Shapley
+    1953), whose shares add up to 1; of three and more it is an approximation.
 
     Args:
         before, after: on the same base.
@@ -44,16 +46,12 @@ def parts_of(before: Personality, after: Personality, compose: Compose) -> list[
     if linear:
         return [Part(name, 0.0, ((1.0, ends[name][1]), (-1.0, ends[name][0]))) for name in changed]
     exact = len(changed) <= _BOTH_WAYS
+    try:
+        ways = [(name, compose(_with(before, after, name)), compose(_with(after, before, name))) for name in changed]
+    except IncompatibleError:  # such as two vectors where the method composes one: the change cannot be taken apart
+        return [Part(" and ".join(changed), 1.0)]
     # ½ (A with it − A) + ½ (B − B without it) = ½ (B − A) + ½ (A with it) − ½ (B without it)
-    return [
-        Part(
-            name,
-            0.5,
-            ((0.5, compose(_with(before, after, name))), (-0.5, compose(_with(after, before, name)))),
-            exact,
-        )
-        for name in changed
-    ]
+    return [Part(name, 0.5, ((0.5, alone), (-0.5, without)), exact) for name, alone, without in ways]
 
 
 def _of_weights(personality: Personality) -> dict[str, Any]:

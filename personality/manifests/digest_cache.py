@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from personality.manifests.atomic import write_bytes
@@ -26,15 +26,22 @@ def remembered(cache: Path | None, purpose: str, files: Sequence[Path], compute:
     """
     if cache is None:
         return compute()
-    stats = [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ino) for path in files]
-    key = digest([purpose, stats])
+    key = _key(purpose, files)
     known = _load(cache)
     if key not in known:
         known[key] = compute()
-        # A cache that cannot be written (read-only file system) costs time, nothing else.
-        with contextlib.suppress(PersonaError):
-            write_bytes(cache, pretty_json(known))
+        _save(cache, known)
     return known[key]
+
+
+def remember(cache: Path, purpose: str, values: Mapping[Path, str]) -> None:
+    """Remember what is known already of some files, each by itself."""
+    _save(cache, _load(cache) | {_key(purpose, [path]): value for path, value in values.items()})
+
+
+def _key(purpose: str, files: Sequence[Path]) -> str:
+    stats = [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns, s.st_ino) for path in files]
+    return digest([purpose, stats])
 
 
 def _load(cache: Path) -> dict[str, str]:
@@ -43,3 +50,9 @@ def _load(cache: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _save(cache: Path, known: dict[str, str]) -> None:
+    # A cache that cannot be written (read-only file system) costs time, nothing else.
+    with contextlib.suppress(PersonaError):
+        write_bytes(cache, pretty_json(known))

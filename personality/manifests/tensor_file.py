@@ -33,6 +33,7 @@ _PACKED_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 METADATA_KEY = "persona"
 """The one metadata key that is written: several keys are not byte-stable from process to process."""
 _MAX_HEADER = 100_000_000
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ class TensorFile:
         begin, stop = self._ranges[name]
         return self._data[self._start + begin : self._start + stop]
 
+    def blocks_of(self, name: str) -> Iterator[memoryview]:
+        """The same piece by piece."""
+        data = self.bytes_of(name)
+        return (data[start : start + _BLOCK_BYTES] for start in range(0, len(data), _BLOCK_BYTES))
+
     def digest_of(self, name: str) -> str:
         """SHA-256 of the tensor's bytes."""
         return digest_bytes(self.bytes_of(name))
@@ -234,12 +240,14 @@ class TensorWriter:
             ValueError: when it is not the next one, or has another size than announced.
         """
         spec = self._waiting.pop()
+        if spec.name != name:
+            raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name}")
         written = 0
-        for block in blocks if spec.name == name else ():
+        for block in blocks:
             view = memoryview(block).cast("B")
             written += len(view)
             self._stream.put(view)
-        if spec.name != name or written != spec.nbytes:
+        if written != spec.nbytes:
             raise ValueError(f"expected {spec.name} with {spec.nbytes} bytes, got {name} with {written}")
 
     def finish(self) -> str:

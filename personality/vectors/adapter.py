@@ -84,7 +84,7 @@ def store_adapter(repository: Repository, base: Checkpoint, folder: Path) -> Sto
     ranks = sorted({pair.a.shape[-2] for pair in content.pairs})
     notes = [f"rank {', '.join(map(str, ranks))} on {len(content.pairs)} tensors", *content.notes]
     if dense:
-        notes.append(f"{listing(sorted(dense))} kept dense: they are no product of two factors")
+        notes.append(f"kept dense, as no product of two factors: {listing(sorted(dense))}")
     return StoredTask(
         id=stored.id,
         encoding="low-rank",

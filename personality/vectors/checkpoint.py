@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-BLOCK_BYTES = 1 << 22
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -124,8 +123,7 @@ class Checkpoint:
 
     def blocks_of(self, name: str) -> Iterator[memoryview]:
         """A tensor's bytes, piece by piece, memory-mapped."""
-        data = self.bytes_of(name)
-        return (data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
+        return self._home[name].blocks_of(name)
 
     def digest_of(self, name: str) -> str:
         """SHA-256 of a tensor's bytes."""

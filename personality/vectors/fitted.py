@@ -60,7 +60,7 @@ class FittedCheckpoint(Checkpoint):
             self.notes += (f"`{head}` is not in it: in the base it repeats `{embeddings}`, and moves with that",)
         if self._absent:
             self.notes += (
-                f"{listing(self._absent)} are not in it: its model class does not load them; a build keeps the base's",
+                f"it lacks {listing(self._absent)}, which its model class does not load; a build keeps the base's",
             )
         for name, rows in self._rows.items():
             self.notes += (

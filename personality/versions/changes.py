@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personality.composition.layering import layered_names
-from personality.composition.opening import steering_of
+from personality.composition.opening import composer_of, steering_of
 from personality.manifests import config
 from personality.manifests.base_identity import BaseIdentity
 from personality.manifests.canonical import pretty_json
+from personality.manifests.composition_methods import METHODS
 from personality.manifests.config import Config
 from personality.manifests.errors import IncompatibleError, NotFoundError, PersonaError
 from personality.manifests.names import VectorLabel, check_tag_name, did_you_mean, near
@@ -342,6 +343,8 @@ def _record(
             _check_buildable(repository, use, personality)
     if personality.composition.steering == "orthogonal":
         steering_of(repository, personality)  # refuses directions that cannot be made orthogonal
+    if METHODS[personality.composition.method].most is not None:
+        composer_of(repository, personality)  # refuses more vectors in a tensor than the method composes
     version = history.next(personality, message or command, parents)
     texts: dict[str, str | None] = {f"versions/{version.id}.json": version.to_bytes().decode()}
     texts.update(working_texts(repository, personality))

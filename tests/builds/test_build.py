@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from personality.builds.build import BuildRecord, build, build_path
+from personality.builds.build import BuildRecord, Built, build, build_path
 from personality.builds.writer import Progress, shards_of
 from personality.manifests.atomic import leftovers
 from personality.manifests.errors import PersonaError
@@ -56,8 +56,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_a_folder_with_everything(repository: Repository) -> None:
     version = head(repository)
-    path, new = build(repository, version)
-    assert new
+    built = build(repository, version)
+    path = built.path
+    assert built.new
     assert path == build_path(repository, version)
     record = BuildRecord.read(path / BuildRecord.file_name)
     assert record.version == version.id
@@ -71,7 +72,7 @@ def test_a_folder_with_everything(repository: Repository) -> None:
 
 
 def test_the_config_is_the_base_s_byte_for_byte(repository: Repository) -> None:
-    path, _ = build(repository, head(repository))
+    path = build(repository, head(repository)).path
     base = Path(repository.config().base.source)
     for name in ("config.json", "generation_config.json"):
         assert (path / name).read_bytes() == (base / name).read_bytes()
@@ -81,12 +82,12 @@ def test_the_config_is_the_base_s_byte_for_byte(repository: Repository) -> None:
 
 def test_a_build_is_made_once(repository: Repository) -> None:
     version = head(repository)
-    path, _ = build(repository, version)
+    path = build(repository, version).path
     before = (path / "model.safetensors").stat().st_ino
-    assert build(repository, version) == (path, False)
+    assert build(repository, version) == Built(path, new=False)
     assert (path / "model.safetensors").stat().st_ino == before
-    assert build(repository, version, again=True) == (path, True)
-    assert build(repository, version, shard_bytes=50_000) == (path, True)
+    assert build(repository, version, again=True) == Built(path, new=True)
+    assert build(repository, version, shard_bytes=50_000) == Built(path, new=True)
     assert (path / "model.safetensors.index.json").is_file()
 
 
@@ -115,9 +116,9 @@ def test_two_processes_write_the_same_bytes(repository: Repository) -> None:
 
 def test_shards_hold_the_same_tensors(repository: Repository) -> None:
     version = head(repository)
-    path, _ = build(repository, version)
+    path = build(repository, version).path
     whole = load_file(path / "model.safetensors")
-    path, _ = build(repository, version, shard_bytes=20_000)
+    path = build(repository, version, shard_bytes=20_000).path
     index = json.loads((path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
@@ -142,7 +143,7 @@ def test_progress_ends_at_the_total(repository: Repository) -> None:
 
 def test_an_interrupted_build_leaves_the_old_one(repository: Repository) -> None:
     version = head(repository)
-    path, _ = build(repository, version)
+    path = build(repository, version).path
     before = digests(path)
 
     def interrupt(progress: Progress) -> None:

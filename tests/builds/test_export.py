@@ -83,7 +83,7 @@ def test_a_trained_behavior_is_added_exported_and_removed(repository: Repository
     inputs = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert exported.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
     remove(repository, "listening")
-    bare = read(build(repository, History(repository).head())[0])
+    bare = read(build(repository, History(repository).head()).path)
     assert all(torch.equal(base[name].view(torch.uint8), bare[name].view(torch.uint8)) for name in base)
 
 

@@ -162,11 +162,12 @@ def test_left_out_on_demand_and_told_loudly(repository: Repository, tmp_path: Pa
 
 def test_a_build_is_the_weights_alone_and_says_so(repository: Repository) -> None:
     version = steering_version(repository)
-    record = BuildRecord.read(build(repository, version)[0] / BuildRecord.file_name)
+    record = BuildRecord.read(build(repository, version).path / BuildRecord.file_name)
     assert record.steering is not None
     assert not record.steering.baked
     assert (
-        BuildRecord.read(build(repository, History(repository).find("v2"))[0] / BuildRecord.file_name).steering is None
+        BuildRecord.read(build(repository, History(repository).find("v2")).path / BuildRecord.file_name).steering
+        is None
     )
 
 

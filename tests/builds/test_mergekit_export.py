@@ -120,7 +120,9 @@ def test_a_model_holds_one_vector_whole_and_stays(repository: Repository, tmp_pa
 def test_recipes(settings: dict[str, Any], scales: tuple[float, ...], expected: tuple[Any, ...]) -> None:
     composition = Composition(**{"method": "ties", "trim_scope": "tensor", **settings})
     found = recipe_of(composition, uses(*scales))
-    assert (found.method, found.normalize, found.lam, found.weights, found.densities) == expected
+    weights, densities = ([each.get(name, 1.0) for each in found.each] for name in ("weight", "density"))
+    shared = found.shared["normalize"], found.shared["lambda"]
+    assert (found.method, *shared, tuple(weights), tuple(densities)) == expected
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,57 @@ def test_recipes_that_mergekit_does_not_have(settings: dict[str, Any], scales: t
     assert "--to vllm" in caught.value.hint
 
 
-@pytest.mark.slow  # a whole run of mergekit each
+SLOW = pytest.mark.slow  # a whole run of mergekit each
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "second"),
+    [
+        ({"method": "slerp"}, "0.7", ""),
+        pytest.param({"method": "breadcrumbs_ties", "parameters": {"density": 0.3}}, "0.7", "-0.4", marks=SLOW),
+        pytest.param({"method": "nearswap", "parameters": {"t": 0.01}}, "1", "", marks=SLOW),
+        pytest.param({"method": "model_stock"}, "1", "1", marks=SLOW),
+        pytest.param({"method": "ram"}, "1", "1", marks=SLOW),
+    ],
+)
+def test_other_methods(
+    settings: dict[str, Any], first: str, second: str, repository: Repository, tmp_path: Path
+) -> None:
+    """mergekit, run on the recipe, makes the version; the export refuses anything else."""
+    tuned = fine_tuned(repository.root / "base", tmp_path / "other", seed=5)
+    commands = [["rm", "calm"], ["import", "eager", str(tuned)], ["add", "brisk", "--scale", first]]
+    commands += [["add", "eager", "--scale", second]] if second else []
+    method = ["method", settings["method"]]
+    for name, value in settings.get("parameters", {}).items():
+        method += ["--set", f"{name}={value}"]
+    for command in [*commands, method]:
+        code, out, err = run_persona(*command, cwd=repository.root)
+        assert code == 0, out + err
+    result = exported(repository, tmp_path / "out")
+    assert result.agreement.equal > 0.999
+    recipe = yaml.safe_load((tmp_path / "out" / RECIPE).read_text())
+    assert recipe["merge_method"] == settings["method"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales", "reason"),
+    [
+        ({"method": "dare_ties"}, (0.5, 1.0), "not those of the seed"),
+        ({"method": "arcee_fusion"}, (0.5,), "not those of the seed"),
+        ({"method": "tsv_merge"}, (0.5, 1.0), "it has no `tsv_merge`"),
+        ({"method": "karcher"}, (0.5, 1.0), "a scale means another thing"),
+        ({"method": "nuslerp"}, (0.5, 1.0), "a scale means another thing"),
+        ({"method": "ram"}, (0.5, 1.0), "has no weights; the scales are 0.5, 1"),
+        ({"method": "breadcrumbs", "parameters": {"normalize": "weighted"}}, (0.5, -1.0), "turns the sign"),
+    ],
+)
+def test_methods_without_a_recipe(settings: dict[str, Any], scales: tuple[float, ...], reason: str) -> None:
+    with pytest.raises(IncompatibleError, match=reason) as caught:
+        recipe_of(Composition.model_validate(settings), uses(*scales))
+    assert "--to vllm" in caught.value.hint
+
+
+@SLOW
 @pytest.mark.parametrize(("scale", "lam"), [(0.5, 1.0), (-0.5, 2.0)])
 def test_the_mean_of_equal_scales(scale: float, lam: float, template: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(template, tmp_path / "repository"))

@@ -52,7 +52,7 @@ def version(repository: Repository) -> Version:
 
 @pytest.fixture
 def built(repository: Repository, version: Version) -> Path:
-    return build(repository, version)[0]
+    return build(repository, version).path
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object], *, record: str = "mend") -> None:
@@ -98,7 +98,7 @@ def test_the_sign_of_zero_is_no_bit_for_bit_agreement(repository: Repository, tm
     assert code == 0, err
     zero = Repository(tmp_path / "zero")
     head = History(zero).head()
-    folder = build(zero, head)[0]
+    folder = build(zero, head).path
     assert verify_folder(zero, head, folder).status == "ok"
     edit(folder, lambda tensors: tensors[NORM].__setitem__(0, -0.0))
     finding = verify_folder(zero, head, folder)

@@ -53,7 +53,7 @@ class Case:
 
     def built(self) -> dict[str, Tensor]:
         """The newest version's weights."""
-        return read(build(self.repository, History(self.repository).head())[0])
+        return read(build(self.repository, History(self.repository).head()).path)
 
 
 def make_case(kind: str, root: Path, shard_size: str = "5GB", tuned: Path | None = None) -> Case:

@@ -117,8 +117,8 @@ def test_heads_that_the_class_does_not_load(make_checkpoint: Make, tmp_path: Pat
     edit(base, lambda tensors: tensors.update({"mtp.fc.weight": torch.ones(3, 2), "mtp.norm.weight": torch.ones(3)}))
     found, notes = fitted(Checkpoint(base), Checkpoint(tuned))
     assert notes == (
-        "2 tensors (`mtp.fc.weight`, `mtp.norm.weight`) are not in it: its model class does not load them; a build "
-        "keeps the base's",
+        "it lacks 2 tensors (`mtp.fc.weight`, `mtp.norm.weight`), which its model class does not load; a build keeps "
+        "the base's",
     )
     stored = store_difference(Repository(tmp_path / "repository"), Checkpoint(base), found)
     assert set(stored.tensors) == set(Checkpoint(tuned).specs)
@@ -180,7 +180,7 @@ def test_a_language_model_tuned_without_its_vision_tower(
     for command in (["init", "--base", str(base)], ["import", "polite", str(tmp_path / "tuned")]):
         code, out, err = persona(*command, "-C", str(tmp_path))
         assert code == 0, err
-    assert "21 tensors (`model.visual." in out
+    assert "it lacks 21 tensors (`model.visual." in out
     assert "it is a qwen3_5_moe_text model, the language model of the base's qwen3_5_moe" in out
     (manifest,) = Repository(tmp_path).manifests()
     assert set(manifest.tensors) == {"model.language_model.norm.weight"}

@@ -1,0 +1,1 @@
+"""Methods that look at a tensor as a whole: mergekit's, and those of singular vectors."""
