@@ -110,7 +110,7 @@ def test_composition_of_the_same_values_is_the_same(root: Path, method: str) -> 
         add(repository, VectorLabel("polite", number), 0.7)
         add(repository, VectorLabel("other", 1), -0.4)
         compose_by(repository, Composition(method="ties", density=0.3) if method == "ties" else Composition())
-        built.append(read(build(repository, History(repository).head())[0]))
+        built.append(read(build(repository, History(repository).head()).path))
     assert built[0].keys() == built[1].keys()
     assert all(same_bits(built[0][name], built[1][name]) for name in built[0])
     assert not all(same_bits(built[0][name], read(root / "base")[name]) for name in built[0])
@@ -182,7 +182,7 @@ def test_exact_of_a_trained_vector_is_the_build_at_scale_one(repository_copy: Pa
     data = persona("encode", "listening@1", "--as", "exact", "-C", str(repository_copy))
     assert data["vector"]["residual"]["whole"] >= 0
     add(repository, VectorLabel("listening", 1), 1.0)
-    built = read(build(repository, History(repository).head())[0])
+    built = read(build(repository, History(repository).head()).path)
     vector = open_task_vector(repository, data["vector"]["id"], "x", base=base_of(repository))
     assert isinstance(vector, ExactVector)
     for name, shape in vector.shapes.items():
