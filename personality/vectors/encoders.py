@@ -13,7 +13,7 @@ from personality.manifests.tensor_file import TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import delta, exact, low_rank, sparse
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.dtypes import TORCH_DTYPES
+from personality.vectors.dtypes import DTYPE_NAMES, TORCH_DTYPES
 from personality.vectors.exact import ExactVector
 from personality.vectors.fine_tune import FineTune
 from personality.vectors.frames import CHUNK_ELEMENTS, Bytes, Spool
@@ -168,7 +168,8 @@ def _applied(name: str, base: Tensor, change: Tensor) -> Tensor:
     tuned = torch.where(wide == 0, base, (base.to(dtype) + wide).to(base.dtype))
     if not bool(torch.isfinite(tuned).all()):
         raise IncompatibleError(
-            f"`{name}` plus its change has NaN or infinite values in {base.dtype}", "keep the vector as `delta`"
+            f"`{name}` plus its change has NaN or infinite values in {DTYPE_NAMES[base.dtype]}",
+            "keep the vector as `delta`",
         )
     return tuned
 

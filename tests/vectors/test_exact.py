@@ -20,9 +20,9 @@ from personality.vectors.dtypes import DTYPE_NAMES, INTEGERS
 from personality.vectors.encoding import Encoding
 from personality.vectors.exact import ExactVector
 from personality.vectors.fine_tune import FineTune
-from personality.vectors.task_vector import open_task_vector
+from personality.vectors.task_vector import TaskVector, open_task_vector
 from personality.vectors.tensors import matrix_shape
-from tests.composition.conftest import random_tensor
+from tests.composition.conftest import random_tensor, store
 from tests.vectors.encoded import DTYPES, checkpoint, encode, floats, same_bits, shapes, whole
 
 EXACT = Encoding("exact")
@@ -198,3 +198,47 @@ def test_only_the_chunks_asked_for_are_decoded(tmp_path: Path, monkeypatch: pyte
 
 def test_names_of_integers_cover_every_dtype() -> None:
     assert {DTYPE_NAMES[dtype] for dtype in DTYPES} == set(INTEGERS)
+
+
+def dense(root: Path, base: dict[str, Tensor], change: dict[str, Tensor]) -> tuple[Repository, Checkpoint, TaskVector]:
+    """A dense vector that no checkpoint was the source of."""
+    repository, old = Repository(root / "repository"), checkpoint(root / "base", base)
+    return repository, old, open_task_vector(repository, store(repository, change), "x@1", base=old)
+
+
+def test_what_rounding_takes_is_told(tmp_path: Path) -> None:
+    """1 + 2⁻¹² is 1 in bfloat16: a tensor of such changes is gone, and counts as lost whole."""
+    base = {"w": torch.ones(4, 3, dtype=torch.bfloat16), "v": torch.ones(5, dtype=torch.bfloat16)}
+    change = {"w": torch.full((4, 3), 2.0**-12), "v": torch.full((5,), 0.5)}
+    repository, old, source = dense(tmp_path, base, change)
+    task, vector = encode(repository, old, source, EXACT)
+    assert list(vector.shapes) == ["v"]
+    assert same_bits(whole(vector, "v"), change["v"])
+    assert task.residual is not None
+    assert task.residual.tensors == {"w": 1.0}
+    assert task.residual.whole == pytest.approx((12 * 2.0**-24 / (12 * 2.0**-24 + 5 * 0.25)) ** 0.5)
+
+
+def test_a_vector_that_rounding_takes_whole_is_refused(tmp_path: Path) -> None:
+    base = {"w": torch.ones(4, 3, dtype=torch.bfloat16)}
+    repository, old, source = dense(tmp_path, base, {"w": torch.full((4, 3), 2.0**-12)})
+    with pytest.raises(IncompatibleError, match="changes no weight") as caught:
+        encode(repository, old, source, EXACT)
+    assert "delta" in caught.value.hint
+
+
+def test_a_vector_that_overflows_at_scale_one_is_refused(tmp_path: Path) -> None:
+    base = {"w": torch.full((4, 3), 3e38)}
+    repository, old, source = dense(tmp_path, base, {"w": torch.full((4, 3), 3e38)})
+    with pytest.raises(IncompatibleError, match="`w` plus its change has NaN or infinite values in F32"):
+        encode(repository, old, source, EXACT)
+    assert len(list(repository.root.rglob("*.safetensors"))) == 1
+
+
+def test_signs_of_zeros_stay_where_nothing_changes(tmp_path: Path) -> None:
+    base = {"w": torch.tensor([-0.0, 0.0, -0.0, 1.0], dtype=torch.bfloat16)}
+    repository, old, source = dense(tmp_path, base, {"w": torch.tensor([0.0, -0.0, -0.0, 1.0])})
+    _, vector = encode(repository, old, source, EXACT)
+    assert isinstance(vector, ExactVector)
+    wanted = torch.tensor([-0.0, 0.0, -0.0, 2.0], dtype=torch.bfloat16)
+    assert same_bits(restored(vector, "w"), wanted)
