@@ -32,6 +32,7 @@ _PACKED_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 """Several numbers share a byte: only quantized models have them."""
 METADATA_KEY = "persona"
 """The one metadata key that is written: several keys are not byte-stable from process to process."""
+_METADATA_FIRST = b'{"__metadata__":'
 _MAX_HEADER = 100_000_000
 _BLOCK_BYTES = 1 << 22
 
@@ -164,6 +165,23 @@ class TensorFile:
     def digest_of(self, name: str) -> str:
         """SHA-256 of the tensor's bytes."""
         return digest_bytes(self.bytes_of(name))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """A file's metadata, without going through its tensors where they come first, as they do in what is written here.
+
+    Raises:
+        NotFoundError, CorruptError, IncompatibleError: see `TensorFile`.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, _MAX_HEADER))
+        if header.startswith(_METADATA_FIRST):
+            found, _ = json.JSONDecoder().raw_decode(header.decode(), len(_METADATA_FIRST))
+            if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+                return found
+    return TensorFile(path).metadata
 
 
 @contextlib.contextmanager

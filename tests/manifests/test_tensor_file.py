@@ -20,6 +20,7 @@ from personality.manifests.tensor_file import (
     TensorWriter,
     aligned_order,
     digest_file,
+    read_metadata,
 )
 
 # What torch holds; our names and torch's dtypes, kept apart from the program's own table on purpose.
@@ -300,3 +301,25 @@ def test_numbers_of_fewer_than_eight_bits(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(IncompatibleError, match=f"tensor `a` of .* is {dtype}: the model is quantized") as caught:
         TensorFile(path)
     assert "16-bit model" in caught.value.hint
+
+
+def test_metadata_alone(tmp_path: Path) -> None:
+    """The same as of the whole file, wherever in the header they are, also when the tensors are cut off."""
+    path = tmp_path / "first.safetensors"
+    with path.open("wb") as file:
+        writer = TensorWriter(file, [TensorSpec("a", "F32", (1,))], {"kind": "task"})
+        writer.write("a", bytes(4))
+        writer.finish()
+    assert read_metadata(path) == TensorFile(path).metadata == {"persona": '{"kind":"task"}'}
+    path.write_bytes(path.read_bytes()[:-2])
+    assert read_metadata(path) == {"persona": '{"kind":"task"}'}
+    last = file_with(tmp_path / "last.safetensors", {"a": entry(), "__metadata__": {"x": "y"}}, b"1234")
+    assert read_metadata(last) == {"x": "y"}
+    assert read_metadata(file_with(tmp_path / "none.safetensors", {"a": entry()}, b"1234")) == {}
+
+
+@pytest.mark.parametrize("case", ["not JSON", "not UTF-8", "metadata holds numbers", "metadata is a list", "too short"])
+def test_metadata_of_what_is_damaged(tmp_path: Path, case: str) -> None:
+    header, data, message = BROKEN[case]
+    with pytest.raises(CorruptError, match=message):
+        read_metadata(file_with(tmp_path / "broken.safetensors", header, data))
