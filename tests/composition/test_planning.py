@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layers", [None, LayerRange(first=8, last=39)])
 def test_eighteen_thousand_tensors_are_planned_at_once(folder: Path, layers: LayerRange | None) -> None:
-    """0.5 s on one core that nothing else uses; the bound leaves room for a machine that is busy."""
+    """0.25 s on one core that nothing else uses; the bound leaves room for a machine that is busy."""
     use = Use(behavior="b", number=1, vector="0" * 64, scale=0.5, layers=layers)
     personality = Personality(base=BaseIdentity(source="base", fingerprint="0" * 64), uses=(use,))
     started = time.process_time()
