@@ -20,6 +20,8 @@ from personality.vectors.difference import store_difference
 from personality.vectors.encoders import OnTensor
 from personality.vectors.encoding import Encoding, store_encoded
 from personality.vectors.fine_tune import FineTune
+from personality.vectors.fitted import fitted
+from personality.vectors.quantization import check_not_quantized
 
 # Fields of config.json that say how a run loaded or saved the model.
 _NOT_THE_MODEL = {"use_cache", "dtype", "torch_dtype", "architectures"}
@@ -58,16 +60,21 @@ def import_vector(
             f"leave `--encoding` out; `persona encode {behavior} --as {encoding.name}` changes it afterwards",
         )
     base = base_of(repository)
-    more = _other_differences(base.folder, path)
+    more: tuple[str, ...] = tuple(_other_differences(base.folder, path))
     with repository.writing():
         if is_adapter(path):
             stored = store_adapter(repository, base, path)
-        elif chosen is not None:
-            source = FineTune(base, Checkpoint(path))
-            limit = trim_limit(source, chosen)
-            stored = store_encoded(repository, base, source, chosen, limit=limit, on_tensor=on_tensor)
         else:
-            stored = store_difference(repository, base, Checkpoint(path))
+            checkpoint = Checkpoint(path)
+            check_not_quantized(checkpoint)
+            tuned, taken = fitted(base, checkpoint)
+            more = (*taken, *more)
+            if chosen is None:
+                stored = store_difference(repository, base, tuned)
+            else:
+                source = FineTune(base, tuned)
+                limit = trim_limit(source, chosen)
+                stored = store_encoded(repository, base, source, chosen, limit=limit, on_tensor=on_tensor)
         notes = (*stored.notes, *more)
         making = Making(
             how="import-lora" if is_adapter(path) else "import-checkpoint",
@@ -98,7 +105,12 @@ def _other_differences(base: Path, tuned: Path) -> list[str]:
     notes = []
     old, new = model_config(base), model_config(tuned)
     kinds = old.get("model_type"), new.get("model_type")
-    if kinds[0] != kinds[1]:
+    if kinds[1] == (old.get("text_config") or {}).get("model_type") != kinds[0]:
+        # A class for text took the language model out of one that also sees: only that part can be compared.
+        old = {**old["text_config"], "model_type": kinds[1]}
+        new = {key: value for key, value in new.items() if key in old}
+        notes.append(f"it is a {kinds[1]} model, the language model of the base's {kinds[0]}")
+    elif kinds[0] != kinds[1]:
         raise IncompatibleError(
             f"{tuned} is a {kinds[1]} model, the base is a {kinds[0]} model",
             "import a fine-tune of this base; if only config.json is wrong, mend that",

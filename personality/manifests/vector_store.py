@@ -15,7 +15,7 @@ from personality.manifests.canonical import digest, short
 from personality.manifests.digest_cache import remembered
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
 from personality.manifests.repository import Repository
-from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter
+from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter, read_metadata
 
 FORMAT = 1
 MAGNITUDES_SUFFIX = ".magnitudes"
@@ -112,14 +112,23 @@ def open_vector(repository: Repository, vector_id: str, label: str) -> tuple[Ten
         NotFoundError: when the file is missing.
         CorruptError: when it is damaged or was written by another generation of the program.
     """
+    file = TensorFile(_path(repository, vector_id, label))
+    return file, read_header(file, f"`{label}` ({short(vector_id)})")
+
+
+def _path(repository: Repository, vector_id: str, label: str) -> Path:
+    """Where a vector's file lies.
+
+    Raises:
+        NotFoundError: when it is missing.
+    """
     path = repository.vector_path(vector_id)
     if not path.is_file():
         raise NotFoundError(
             f"the tensors of `{label}` are missing: there is no {path}",
             "vectors are not in git by default: copy the file from where it was made, or make the vector again",
         )
-    file = TensorFile(path)
-    return file, read_header(file, f"`{label}` ({short(vector_id)})")
+    return path
 
 
 def open_verified(
@@ -147,8 +156,12 @@ def open_verified(
 
 
 def vector_kind(repository: Repository, vector_id: str, label: str) -> str:
-    """`task` or `steering`: what a stored vector's file says of itself; arguments and errors as `open_vector`."""
-    return str(open_vector(repository, vector_id, label)[1].get("kind"))
+    """`task` or `steering`: what a stored vector's file says of itself; arguments and errors as `open_vector`.
+
+    Its tensors are not looked at: a large one has tens of thousands.
+    """
+    path = _path(repository, vector_id, label)
+    return str(_header(read_metadata(path), path, f"`{label}` ({short(vector_id)})").get("kind"))
 
 
 def read_header(file: TensorFile, name: str) -> dict[str, Any]:
@@ -157,11 +170,15 @@ def read_header(file: TensorFile, name: str) -> dict[str, Any]:
     Raises:
         CorruptError: when it says nothing, or has a format that is not known here.
     """
+    return _header(file.metadata, file.path, name)
+
+
+def _header(metadata: dict[str, str], path: Path, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(file.metadata[METADATA_KEY])
+        header = json.loads(metadata[METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise CorruptError(
-            f"{file.path}, the file of {name}, is not a vector of this program",
+            f"{path}, the file of {name}, is not a vector of this program",
             "copy the file again from where it was made, or make the vector again",
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:

@@ -35,7 +35,8 @@ def header(scaling: dict[str, float], transposed: list[str], dense: Sequence[str
 
 
 class LowRankVector:
-    """A task vector kept as factors: A (rank, in) and B (out, rank) for each tensor that it changes.
+    """A task vector kept as factors: A (rank, in) and B (out, rank) for each tensor that it changes; A (n, rank, in)
+    and B (n, out, rank) for a stack of n matrices, such as the experts of a layer.
 
     Args:
         file: tensors `<base tensor>.lora_A` and `<base tensor>.lora_B`; named like the base's where carried dense.
@@ -58,10 +59,11 @@ class LowRankVector:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name in self._scaling:
             a, b = file.specs.get(name + SUFFIX_A), file.specs.get(name + SUFFIX_B)
-            if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+            if a is None or b is None or not _fit(a.shape, b.shape):
                 raise CorruptError(f"{file.path}: the factors of `{name}` do not fit: A {a}, B {b}")
-            shape = (b.shape[0], a.shape[1])
-            self.shapes[name] = shape[::-1] if name in self._transposed else shape
+            *stack, outer, _ = b.shape
+            ends = (a.shape[-1], outer) if name in self._transposed else (outer, a.shape[-1])
+            self.shapes[name] = (*stack, *ends)
         self._dense = set(header.get("dense", []))
         for name in self._dense:
             spec = file.specs.get(name)
@@ -78,22 +80,42 @@ class LowRankVector:
         """
         if name in self._dense:
             return read_tensor(self._file, name).reshape(matrix_shape(self.shapes[name]))[start:stop]
-        left, right = self.factors(name)
-        return _product(left[start:stop], right).mul_(self._scaling[name])
+        if len(self.shapes[name]) == 2:
+            left, right = self.factors(name)
+            return _product(left[start:stop], right).mul_(self._scaling[name])
+        height = self.shapes[name][-2]
+        blocks = []
+        for place in range(start // height, -(-stop // height)):
+            left, right = self.factors(name, place)
+            first = place * height
+            blocks.append(_product(left[max(0, start - first) : stop - first], right))
+        return torch.cat(blocks).mul_(self._scaling[name])
 
     def has_factors(self, name: str) -> bool:
-        """Whether one of its tensors is kept as factors, and not dense."""
-        return name in self._scaling
+        """Whether the change of one of its tensors is one product of two factors: neither dense nor a stack of them."""
+        return name in self._scaling and len(self.shapes[name]) == 2
 
     def scaling(self, name: str) -> float:
         """What the product of the two factors is multiplied with."""
         return self._scaling[name]
 
-    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left (rows, rank) and right (rank, columns), float32, of one tensor, without the scaling."""
-        a = read_tensor(self._file, name + SUFFIX_A).float()
-        b = read_tensor(self._file, name + SUFFIX_B).float()
+    def factors(self, name: str, place: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left (rows, rank) and right (rank, columns), float32, of one matrix, without the scaling.
+
+        Args:
+            name: of the tensor.
+            place: which of its matrices, for a stack of them.
+        """
+        a, b = (read_tensor(self._file, name + suffix) for suffix in (SUFFIX_A, SUFFIX_B))
+        if a.dim() == 3:
+            a, b = a[place], b[place]
+        a, b = a.float(), b.float()
         return (a.T, b.T) if name in self._transposed else (b, a)
+
+
+def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether (…, rank, in) and (…, out, rank) can be multiplied, one matrix each or a stack of as many."""
+    return len(a) == len(b) and len(a) in (2, 3) and a[:-2] == b[:-2] and a[-2] == b[-1]
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from personality.manifests.errors import CorruptError, IncompatibleError
@@ -58,6 +60,47 @@ def test_an_element_is_the_same_in_every_block(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(low_rank, "_BLOCK_ELEMENTS", 700 * size)
         parts = [vector.rows("w", start, min(start + size, 257)) for start in range(0, 257, size)]
         assert same_bits(torch.cat(parts), whole)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
+    transposed=st.booleans(),
+    cut=st.integers(0, 36),
+    seed=st.integers(0, 1000),
+)
+def test_a_stack_of_products(
+    tmp_path: Path, sizes: tuple[int, int, int, int], transposed: bool, cut: int, seed: int
+) -> None:
+    """Each matrix is its own product, and rows cut anywhere are the same bits."""
+    count, rank, inner, outer = sizes
+    a, b = random_tensor((count, rank, inner), seed), random_tensor((count, outer, rank), seed + 1)
+    vector = open_factors(tmp_path, a, b, 0.5, transposed=transposed)
+    wanted = 0.5 * torch.einsum("eor,eri->eoi", b.double(), a.double())
+    wanted = wanted.transpose(1, 2) if transposed else wanted
+    assert vector.shapes == {"w": tuple(wanted.shape)}
+    assert not vector.has_factors("w")
+    rows = count * wanted.shape[1]
+    whole = vector.rows("w", 0, rows)
+    torch.testing.assert_close(whole.double(), wanted.reshape(rows, -1), rtol=1e-5, atol=1e-6)
+    if 0 < cut < rows:
+        assert same_bits(torch.cat([vector.rows("w", 0, cut), vector.rows("w", cut, rows)]), whole)
+
+
+def test_what_is_carried_dense(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    norm = random_tensor((7,), 3, dtype=torch.bfloat16)
+    factors = {"w" + low_rank.SUFFIX_A: torch.ones(2, 5), "w" + low_rank.SUFFIX_B: torch.ones(4, 2)}
+    vector_id = store(repository, {**factors, "norm": norm}, low_rank.header({"w": 1.0}, [], ["norm"]))
+    vector = open_task_vector(repository, vector_id, "listening@1")
+    assert isinstance(vector, low_rank.LowRankVector)
+    assert vector.shapes == {"w": (4, 5), "norm": (7,)}
+    assert (vector.has_factors("w"), vector.has_factors("norm")) == (True, False)
+    assert same_bits(vector.rows("norm", 2, 6), norm[2:6, None])
+    for dense, message in ((["norm", "other"], "`other` is said to be dense"), ([], "has 3 factors for 1 tensors")):
+        vector_id = store(repository, {**factors, "norm": norm}, low_rank.header({"w": 1.0}, [], dense))
+        with pytest.raises(CorruptError, match=message):
+            open_task_vector(repository, vector_id, "listening@1")
 
 
 def test_factors_that_do_not_fit(tmp_path: Path) -> None:
