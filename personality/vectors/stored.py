@@ -13,7 +13,7 @@ from personality.vectors.meter import UpdateMeter
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks
 
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
