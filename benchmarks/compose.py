@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from benchmarks.checkpoints import write_base, write_tuned
 from benchmarks.measured_process import Usage, can_be_cold, run
 from benchmarks.table import median, show
@@ -88,11 +90,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold-rounds", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments if arguments is not None else [])
     with tempfile.TemporaryDirectory() as name:
         setup = prepare(Path(name), options.hidden, options.layers)
-        compare(setup, options.rounds, options.device)
+        compare(setup, options.rounds, options.cold_rounds, options.device)
 
 
 def prepare(root: Path, hidden: int, layers: int) -> Setup:
@@ -136,7 +139,7 @@ def compile_kernels(setup: Setup) -> float:
     return time.monotonic() - started
 
 
-def compare(setup: Setup, rounds: int, device: str) -> None:
+def compare(setup: Setup, warm_rounds: int, cold_rounds: int, device: str) -> None:
     """Measure every program in turn, warm and cold, and print the tables."""
     compiling = compile_kernels(setup)
     for cold in (False, True) if can_be_cold() else (False,):
@@ -147,12 +150,15 @@ def compare(setup: Setup, rounds: int, device: str) -> None:
                 commands[f"{method}: this program, not compiled"] = setup.ours(method, device, compiled=False)
             commands[f"{method}: mergekit"] = setup.mergekit(method, device)
         measured: dict[str, list[Usage]] = {title: [] for title in commands}
+        rounds = cold_rounds if cold else warm_rounds
         for _ in range(rounds):  # in turn, so that a slow minute of the machine hits all alike
             for title, command in commands.items():
                 if not cold and title != "read all inputs, write the output" and not measured[title]:
                     run(setup.copy())  # what the one before put out of the cache
                 measured[title].append(run(command, cold=cold))
         _show(setup, measured, rounds, "cold" if cold else "warm")
+    if device != "cpu":
+        _show_copies(device)
     size = sum(path.stat().st_size for path in setup.repository.glob("vectors/*/*.safetensors"))
     print(
         f"\nStoring the three vectors once took {setup.storing:.1f} s ({size / 1e6:.0f} MB); "
@@ -197,6 +203,23 @@ def _show(setup: Setup, measured: dict[str, list[Usage]], rounds: int, state: st
         ],
         rows,
     )
+
+
+def _show_copies(device: str) -> None:
+    """How fast bytes get to a GPU and move on it: what composing there cannot beat."""
+    numbers = torch.zeros(1 << 28, dtype=torch.uint8)
+    there = numbers.to(device)
+    rows = []
+    for title, copy in (("to the device", lambda: numbers.to(device)), ("on the device", there.clone)):
+        seconds = []
+        for _ in range(5):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            copy()
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        rows.append((title, f"{numbers.numel() / median(seconds) / 1e9:.1f}"))
+    show("Copying 268 MB", ["", "GB/s"], rows)
 
 
 def _ratio(first: list[Usage] | None, second: list[Usage], what: str) -> str:

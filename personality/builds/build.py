@@ -122,13 +122,15 @@ def _most_alike(repository: Repository, composer: Composer, path: Path, shard_by
     of equal ones one with such shards.
     """
     found: list[tuple[int, bool, OtherBuild]] = []
-    environment = build_environment(composer.engine.device.type)
+    environment, versions = build_environment(composer.engine.device.type), repository.versions()
     folders = [folder for folder in path.parent.glob(f"*{path.name[-9:]}") if not folder.name.startswith(".")]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)[-_LOOKED_AT:]:
         with contextlib.suppress(PersonaError):  # damaged, or of a version whose vectors are gone: no help
             record = BuildRecord.read(folder / BUILD_RECORD)
-            theirs = composer_of(repository, repository.versions()[record.version].personality)
-            if record.environment == environment and theirs.base.folder == composer.base.folder:
+            if record.version not in versions or record.environment != environment:
+                continue
+            theirs = composer_of(repository, versions[record.version].personality)
+            if theirs.base.folder == composer.base.folder:
                 other = OtherBuild(folder, record.files, repository.cache, theirs, composer)
                 common = sum(composer.specs[name].nbytes for name in other.tensors)
                 found.append((common, record.shard_bytes == shard_bytes, other))

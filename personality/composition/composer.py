@@ -172,8 +172,9 @@ class Composer:
             return self.base.tensor(name)
         spec = self.base.specs[name]
         composed = torch.empty(matrix_shape(spec.shape), dtype=TORCH_DTYPES[spec.dtype])
-        for start, stop, block in self._composed_blocks(name):
-            composed[start:stop] = block
+        with self.engine.running():
+            for start, stop, block in self._composed_blocks(name):
+                composed[start:stop] = block
         return composed.reshape(spec.shape)
 
     def blocks_of(self, name: str) -> Iterator[memoryview]:
