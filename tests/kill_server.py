@@ -3,18 +3,20 @@
 Importing torch and transformers takes seconds; this process does it once, and a child forked from it starts a command
 in milliseconds. Requests come as lines of JSON on stdin, answers leave as lines of JSON on stdout:
 
-    {"argv": [...], "cwd": DIR, "after": SECONDS | null, "at": N | null, "calls": [NAME, ...]}
+    {"argv": [...], "cwd": DIR, "after": SECONDS | null, "at": N | null, "calls": [NAME, ...], "limit": BYTES | null}
     {"killed": true, "code": null, "seconds": 0.2, "count": 17, "output": ""}
 
 `after` sends SIGKILL so long after the start; `at` lets the child kill itself when it is about to make its n-th call
-of the named functions of `os`. `count` is how many of those calls it made, `output` what the command wrote
-(by way of the file OUTPUT).
+of the named functions of `os`, or when `_write` is named of those that put a part of a tensor into its file. `limit` is
+the greatest size of a file, beyond which writing fails as on a full disk. `count` is how many of those calls it made,
+`output` what the command wrote (by way of the file OUTPUT).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from personality.manifests.hashed_stream import HashedStream
 
 OUTPUT = Path(sys.argv[1])
 
@@ -51,13 +55,15 @@ def _run(argv: list[str], cwd: str) -> int:
             sys.stdout, sys.stderr = before
 
 
-def _forked(argv: list[str], cwd: str, after: float | None, at: int | None, calls: Sequence[str]) -> dict[str, Any]:
+def _forked(
+    argv: list[str], cwd: str, after: float | None, at: int | None, calls: Sequence[str], limit: int | None
+) -> dict[str, Any]:
     reading, writing = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _child(argv, cwd, at, calls, writing)
+        _child(argv, cwd, at, calls, limit, writing)
     os.close(writing)
     timer = threading.Timer(1e9 if after is None else after, os.kill, (child, signal.SIGKILL))
     if after is not None:
@@ -79,13 +85,17 @@ def _forked(argv: list[str], cwd: str, after: float | None, at: int | None, call
     }
 
 
-def _child(argv: list[str], cwd: str, at: int | None, calls: Sequence[str], writing: int) -> None:
+def _child(argv: list[str], cwd: str, at: int | None, calls: Sequence[str], limit: int | None, writing: int) -> None:
     code = 99
+    holders: dict[str, Any] = {"_write": HashedStream}
     try:
         # torch renews its thread pool at the first such call after a fork, and that must not happen in two threads.
         torch.set_num_threads(1)
         for name in calls:
-            setattr(os, name, _counted(getattr(os, name), at, writing))
+            holder = holders.get(name, os)
+            setattr(holder, name, _counted(getattr(holder, name), at, writing))
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = _run(argv, cwd)
     except BaseException:
         traceback.print_exc()

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,18 @@ class Killer:
         """Run a command in the server itself, so that children need not import anything."""
         assert self._ask(warm=True, argv=argv, cwd=str(root))["code"] == 0
 
-    def run(self, argv: list[str], root: Path, *, after: float | None = None, at: int | None = None) -> dict[str, Any]:
-        """Run a command and kill it after some seconds or at its n-th call of `CALLS`."""
-        return self._ask(argv=argv, cwd=str(root), after=after, at=at, calls=CALLS)
+    def run(
+        self,
+        argv: list[str],
+        root: Path,
+        *,
+        after: float | None = None,
+        at: int | None = None,
+        calls: Sequence[str] = CALLS,
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """Run a command; kill it after some seconds or at its n-th call of `calls`, or let no file outgrow a limit."""
+        return self._ask(argv=argv, cwd=str(root), after=after, at=at, calls=calls, limit=limit)
 
     def close(self) -> None:
         assert self._process.stdin

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from personality.composition.composer import Composer
-from personality.manifests.atomic import sync
+from personality.manifests.atomic import sync, writing
 from personality.manifests.digest_cache import remembered
 from personality.manifests.tensor_file import TensorFile, TensorSpec, digest_file
 from personality.vectors.checkpoint import Checkpoint
 
 FILE_DIGEST = "file"
 """Under what a file's SHA-256 is remembered."""
+_COPIED_BYTES = 1 << 22
 
 
 class OtherBuild:
@@ -64,6 +65,9 @@ class OtherBuild:
 
         Returns:
             Its SHA-256; None when it has to be written.
+
+        Raises:
+            PersonaError: when the disk is full.
         """
         if not all(spec.name in self._same for spec in specs) or not any(spec.name in self._copied for spec in specs):
             return None
@@ -72,10 +76,14 @@ class OtherBuild:
             return None
         try:
             os.link(source.path, target)
+            sync(target.parent)
         except OSError:  # a file system without links
-            shutil.copyfile(source.path, target)
-            sync(target)
-        sync(target.parent)
+            try:
+                opened = source.path.open("rb")
+            except OSError:
+                return None  # `gc` was faster
+            with opened, writing(target, mode=0o444) as copy:
+                shutil.copyfileobj(opened, copy, _COPIED_BYTES)
         self.taken_bytes += sum(spec.nbytes for spec in specs)
         return self._digests[target.name]
 

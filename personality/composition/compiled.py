@@ -7,10 +7,13 @@ meanwhile composes with the uncompiled function. A kernel that does not give the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
+import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -51,10 +54,26 @@ class Signature:
 
     @property
     def name(self) -> str:
-        """A file name that is another one wherever the kernel could be."""
-        parts = (self.formula.method, self.formula.normalize, str(self.vectors), self.base, self.delta)
-        made_by = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {inspect.getsource(kernels)}"
-        return f"{'-'.join(parts)}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.pt2"
+        """A name that is another one wherever the kernel could be."""
+        made_by = f"{torch.__version__} {_processor()} {inspect.getsource(kernels)}"
+        return f"{'-'.join(arguments(self))}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}"
+
+    def path(self, package: bytes) -> Path:
+        """Where a compiled kernel lies: under a name that also says what is in the file.
+
+        Args:
+            package: the file's content.
+        """
+        content = hashlib.sha256(self.name.encode() + package).hexdigest()
+        return cache_folder() / f"{self.name}-{content[:32]}.pt2"
+
+    def find(self) -> Path | None:
+        """The compiled kernel; None when there is none. What was damaged does not count: it could end the process."""
+        with contextlib.suppress(OSError):
+            for path in sorted(cache_folder().glob(f"{self.name}-*.pt2")):
+                if path == self.path(path.read_bytes()):
+                    return path
+        return None
 
 
 def cache_folder() -> Path:
@@ -74,13 +93,17 @@ def uncompiled(signature: Signature) -> Block:
 
 def compiled(signature: Signature) -> Block | None:
     """The compiled block function; None when it is not there (yet), or does not give the uncompiled one's bits."""
-    path = cache_folder() / signature.name
-    if not path.is_file():
-        return None
+    path = signature.find()
+    return _loaded(path, signature) if path is not None else None
+
+
+@functools.cache
+def _loaded(path: Path, signature: Signature) -> Block | None:
+    """The kernel in a file; once for a process."""
     try:
         loader: Any = importlib.import_module("torch._C._aoti").AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     except (ImportError, AttributeError, TypeError, RuntimeError):
-        return None  # of another torch, or damaged
+        return None  # a torch without it
 
     def block(base: Tensor, deltas: Sequence[Tensor], scales: Tensor, limits: Tensor, lam: Tensor) -> Any:
         shape = base.shape
@@ -93,11 +116,11 @@ def compiled(signature: Signature) -> Block | None:
 
 def start_compiling(signature: Signature) -> subprocess.Popen[bytes] | None:
     """Have a process of lowest priority compile a kernel into the cache; None where that is not to be had."""
-    if not can_compile() or (cache_folder() / signature.name).exists():
+    if not can_compile() or signature.find():
         return None
     with contextlib.suppress(OSError):
         return subprocess.Popen(
-            [sys.executable, "-m", "personality.composition.compiling", *arguments(signature)],
+            [sys.executable, "-P", "-m", "personality.composition.compiling", *arguments(signature)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -117,18 +140,33 @@ def arguments(signature: Signature) -> list[str]:
     return [formula.method, formula.normalize, str(signature.vectors), signature.base, signature.delta]
 
 
+@functools.cache
+def _processor() -> str:
+    """What a kernel is compiled for: every instruction that this processor has, and others of its kind may lack."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {instructions}"
+
+
 def _same_bits(signature: Signature, block: Block) -> bool:
-    """Try a kernel on numbers of all sizes, zeros of both signs among them."""
+    """Try a kernel on numbers of all sizes, subnormal ones and zeros of both signs among them."""
     generator = torch.Generator().manual_seed(0)
     base_dtype, delta_dtype = TORCH_DTYPES[signature.base], TORCH_DTYPES[signature.delta]
+    dtype = compute_dtype(signature.base)
 
-    def numbers(dtype: torch.dtype) -> Tensor:
-        sizes = torch.randint(-40, 4, (_CHECKED,), generator=generator)
-        found = torch.randn(_CHECKED, generator=generator) * 2.0**sizes
-        return torch.where(torch.arange(_CHECKED) % 7 == 0, found.sign() * 0.0, found).to(dtype)
+    def numbers(wanted: torch.dtype) -> Tensor:
+        # Down to the smallest there is; up to where no sum of them overflows, since two NaNs may differ in their bits.
+        limits = torch.finfo(wanted)
+        smallest, largest = math.log2(limits.smallest_normal * limits.eps), math.log2(limits.max) / 2
+        exponents = torch.empty(_CHECKED, dtype=torch.float64).uniform_(smallest, largest, generator=generator)
+        # Half of them close enough to one another for rounding and election to matter.
+        exponents[::2] = exponents[::2].clamp(-6, 1)
+        found = torch.randn(_CHECKED, generator=generator, dtype=torch.float64).sign() * 2**exponents
+        return torch.where(torch.arange(_CHECKED) % 7 == 0, found.sign() * 0.0, found).to(wanted)
 
     base, deltas = numbers(base_dtype), [numbers(delta_dtype) for _ in range(signature.vectors)]
-    dtype = compute_dtype(signature.base)
     scales = torch.linspace(-0.7, 1.3, signature.vectors, dtype=dtype)
     limits = torch.linspace(0.0, 1e-3, signature.vectors, dtype=dtype)
     lam = torch.tensor(0.9, dtype=dtype)
@@ -137,4 +175,5 @@ def _same_bits(signature: Signature, block: Block) -> bool:
     except RuntimeError:
         return False
     wanted, _ = uncompiled(signature)(base, deltas, scales, limits, lam)
-    return bool((found.view(torch.uint8) == wanted.view(torch.uint8)).all())
+    # Not `equal`, to which zeros of both signs are the same.
+    return found.dtype == wanted.dtype and torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))

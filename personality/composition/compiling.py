@@ -6,6 +6,7 @@ A process of its own: what a compiler needs of memory and imports is no part of 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from personality.composition.compiled import SMALLEST, Signature, cache_folder, uncompiled
 from personality.composition.kernels import Formula
-from personality.manifests.atomic import sync, temporary_beside
+from personality.manifests.atomic import abandoned, sync, temporary_beside
 from personality.vectors.dtypes import TORCH_DTYPES, compute_dtype
 
 
@@ -49,16 +50,23 @@ def compile_kernel(signature: Signature) -> Path:
         (base, deltas, *numbers, torch.ones((), dtype=dtype)),
         dynamic_shapes=({0: size}, [{0: size}] * signature.vectors, None, None, None),
     )
-    path = cache_folder() / signature.name
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = temporary_beside(path).with_suffix(".pt2")  # the packager asks for the suffix
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in abandoned(folder):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = temporary_beside(folder / signature.name)  # another process may be at the same kernel
+    temporary.mkdir()
     try:
+        package = temporary / "kernel.pt2"
         with config.patch({"cpp.dynamic_threads": True}):
-            aoti_compile_and_package(exported, package_path=str(temporary))
-        sync(temporary)
-        temporary.replace(path)
+            aoti_compile_and_package(exported, package_path=str(package))
+        sync(package)
+        path = signature.path(package.read_bytes())
+        for old in folder.glob(f"{signature.name}-*"):
+            old.unlink(missing_ok=True)
+        package.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

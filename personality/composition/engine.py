@@ -40,10 +40,12 @@ class Engine:
         compiling: whether kernels may be compiled, and compiled ones used.
 
     Raises:
-        UsageError: for a device that torch does not have here.
+        UsageError: for a device that torch does not have here, or fewer threads than one.
     """
 
     def __init__(self, device: str = "cpu", threads: int | None = None, *, compiling: bool = True) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"cannot compose with {threads} threads", "give at least 1, or leave the number out")
         self.device = _device(device)
         self.threads = threads or max(1, cores() // 2)
         self._compiling = compiling and self.device.type == "cpu"
@@ -202,4 +204,6 @@ def _device(name: str) -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"cannot compose on `{name}`", _DEVICES)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no device `{name}` here: torch sees {torch.cuda.device_count()}", _DEVICES)
     return device

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from personality.manifests.atomic import writing
+from personality.manifests.canonical import digest_bytes
 from personality.manifests.errors import CorruptError, PersonaError
 from personality.manifests.tensor_file import TensorFile, TensorSpec, TensorWriter
 from personality.manifests.vector_store import FORMAT, MAGNITUDES_SUFFIX, read_header
@@ -29,9 +30,11 @@ from personality.vectors.tensors import read_tensor, row_blocks, tensor_bytes
 BINS = 1 << 15
 _LOWER = 0xFFFF
 _BLOCK_ELEMENTS = 1 << 18
-_MERGED_AT_ONCE = 32
+_WAITING_PATTERNS = 1 << 20
 _ELEMENTS_PER_PATTERN = 16
 """A tensor with more patterns, besides bfloat16s, than one for so many elements is counted by upper bits alone."""
+_TRIED_ELEMENTS = 1 << 18
+"""So is one with more than half no bfloat16s among its first elements: a sign of float32 training."""
 
 Integers = NDArray[np.int64]
 
@@ -123,40 +126,79 @@ class Magnitudes:
             "exact": ("BOOL", np.array([entry.exact for entry in entries], dtype=np.bool_)),
         }
         specs = [TensorSpec(name, dtype, array.shape) for name, (dtype, array) in arrays.items()]
-        header = {"format": FORMAT, "kind": "magnitudes", "vector": path.stem, "tensors": list(self._counted)}
+        parts = {name: tensor_bytes(torch.from_numpy(array)) for name, (_, array) in arrays.items()}
+        header = {
+            "format": FORMAT,
+            "kind": "magnitudes",
+            "vector": path.stem,
+            "tensors": list(self._counted),
+            "digests": {name: digest_bytes(part) for name, part in parts.items()},
+        }
         with writing(path, mode=0o444) as file:
             writer = TensorWriter(file, specs, header)
-            for name, (_, array) in arrays.items():
-                writer.write(name, tensor_bytes(torch.from_numpy(array)))
+            for name, part in parts.items():
+                writer.write_blocks(name, [part])
             writer.finish()
 
     @classmethod
     def load(cls, path: Path, elements: Mapping[str, int]) -> Magnitudes | None:
-        """Read them; None when they are not there, or cannot be those of a vector with so many elements per tensor."""
+        """Read them.
+
+        Args:
+            path: the file.
+            elements: of each of the vector's tensors, by name.
+
+        Returns:
+            None when the file is not there, was damaged, or cannot be that of such a vector.
+        """
         try:
             file = TensorFile(path)
             header = read_header(file, "the magnitudes")
             if header.get("vector") != path.stem or header.get("tensors") != list(elements):
                 return None
-            counts, starts, patterns, exact = (
-                read_tensor(file, name).numpy() for name in ("counts", "starts", "patterns", "exact")
-            )
-        except (PersonaError, KeyError):
+            if header.get("digests") != {name: file.digest_of(name) for name in file.specs}:
+                return None
+            if {name: (spec.dtype, len(spec.shape)) for name, spec in file.specs.items()} != _ARRAYS:
+                return None
+            counts, starts, patterns, exact = (read_tensor(file, name).numpy() for name in _ARRAYS)
+        except (PersonaError, OSError):
             return None
-        whole = np.add.reduceat(np.append(counts, 0), starts[:-1]) * (np.diff(starts) > 0) if len(elements) else counts
-        if not np.array_equal(whole, list(elements.values())):
+        if not _is_whole(counts, starts, patterns, exact, list(elements.values())):
             return None
-        places = starts.tolist()
+        places = starts.tolist()  # copies from here on: a mapped file that is cut short ends the process
         return cls(
             {
                 name: _Counted(
                     patterns[places[i] : places[i + 1]].astype(np.int64),
-                    counts[places[i] : places[i + 1]],
+                    counts[places[i] : places[i + 1]].copy(),
                     bool(exact[i]),
                 )
                 for i, name in enumerate(elements)
             }
         )
+
+
+_ARRAYS = {"counts": ("I64", 1), "starts": ("I64", 1), "patterns": ("I32", 1), "exact": ("BOOL", 1)}
+
+
+def _is_whole(
+    counts: Integers, starts: Integers, patterns: NDArray[np.int32], exact: NDArray[np.bool_], elements: list[int]
+) -> bool:
+    """Whether arrays say of every tensor which rising patterns have how many of so many elements."""
+    tensors = len(elements)
+    if len(starts) != tensors + 1 or len(exact) != tensors or len(patterns) != len(counts):
+        return False
+    if starts[0] != 0 or starts[-1] != len(counts) or (np.diff(starts) < 0).any():
+        return False
+    if (counts <= 0).any() or (patterns < 0).any():
+        return False
+    of_tensor = np.repeat(np.arange(tensors), np.diff(starts))
+    same_tensor = np.diff(of_tensor) == 0
+    if (np.diff(patterns.astype(np.int64)) <= 0)[same_tensor].any() or (patterns[~exact[of_tensor]] & _LOWER).any():
+        return False
+    summed = np.zeros(tensors, dtype=np.int64)
+    np.add.at(summed, of_tensor, counts)
+    return summed.tolist() == elements
 
 
 class MagnitudeCounter:
@@ -166,28 +208,46 @@ class MagnitudeCounter:
         self._done: dict[str, _Counted] = {}
         self._current = ""
 
-    def begin(self, name: str) -> None:
-        """What is added from here on belongs to this tensor."""
+    def begin(self, name: str, elements: int) -> None:
+        """What is added from here on belongs to this tensor, in order; in how many blocks changes nothing.
+
+        Args:
+            name: of the base tensor.
+            elements: how many it has.
+        """
         self._finish()
         self._current = name
         self._upper = np.zeros(BINS, dtype=np.int64)
-        self._elements = 0
+        self._most_patterns = max(_LOWER, elements // _ELEMENTS_PER_PATTERN)
+        self._most_tried = min(elements, _TRIED_ELEMENTS) // 2
+        self._to_try = _TRIED_ELEMENTS
         self._exact = True
         self._between: list[tuple[Integers, Integers]] = []
+        self._waiting = 0
 
     def add(self, block: Tensor) -> None:
         """Count a block, any float dtype and shape."""
         upper, patterns = magnitude_bits(block)
         self._upper += torch.bincount(upper, minlength=BINS).numpy()
-        self._elements += upper.numel()
         if self._exact and patterns is not None:
-            inexact = patterns[(patterns & _LOWER) != 0].numpy()
-            # Half of a block that are no bfloat16s are a sign of float32 training: no need to look at each.
-            self._exact = len(inexact) <= upper.numel() // 2
-            if self._exact and len(inexact):
-                self._between.append(np.unique(inexact, return_counts=True))
-                if len(self._between) == _MERGED_AT_ONCE:
-                    self._between = [_merged(self._between)]
+            self._add_between(patterns)
+
+    def _add_between(self, patterns: Tensor) -> None:
+        """Count those that are no bfloat16s, each by itself, unless there are too many."""
+        between = (patterns & _LOWER) != 0
+        tried = between[: self._to_try]
+        self._to_try -= len(tried)
+        self._most_tried -= int(tried.sum())
+        self._exact = self._most_tried >= 0
+        found = patterns[between].numpy() if self._exact else np.zeros(0, dtype=np.int32)
+        if not len(found):
+            return
+        self._between.append(np.unique(found, return_counts=True))
+        self._waiting += len(self._between[-1][0])
+        if self._waiting > _WAITING_PATTERNS:
+            self._between = [_merged(self._between)]
+            self._waiting = 0
+            self._exact = len(self._between[0][0]) <= self._most_patterns
 
     def result(self) -> Magnitudes:
         """What was counted."""
@@ -198,7 +258,7 @@ class MagnitudeCounter:
         if not self._current:
             return
         more, counts = _merged(self._between)
-        exact = self._exact and len(more) <= max(_LOWER, self._elements // _ELEMENTS_PER_PATTERN)
+        exact = self._exact and len(more) <= self._most_patterns
         upper = self._upper
         if exact:
             upper = upper.copy()
@@ -271,7 +331,7 @@ def count_magnitudes(vector: TaskVector) -> Magnitudes:
     """Read a whole vector and count."""
     counter = MagnitudeCounter()
     for name, shape in vector.shapes.items():
-        counter.begin(name)
+        counter.begin(name, math.prod(shape))
         for start, stop in row_blocks(TensorSpec(name, "F32", shape), _BLOCK_ELEMENTS):
             counter.add(vector.rows(name, start, stop))
     return counter.result()

@@ -50,8 +50,8 @@ def measure(vector: TaskVector, base: Checkpoint) -> tuple[float, Rounding]:
     meter = UpdateMeter()
     counter = MagnitudeCounter()
     for name in vector.shapes:
-        counter.begin(name)
         spec = base.specs[name]
+        counter.begin(name, spec.elements)
         weights = base.tensor(name).reshape(matrix_shape(spec.shape))
         for start, stop in row_blocks(spec, _BLOCK_ELEMENTS):
             rows = vector.rows(name, start, stop)

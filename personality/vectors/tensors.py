@@ -26,6 +26,8 @@ def read_tensor(file: TensorFile, name: str) -> torch.Tensor:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, little-endian, not copied."""
+    if not tensor.numel():  # an empty one may have a stride that cannot be viewed as bytes
+        return memoryview(b"")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 

@@ -15,7 +15,7 @@ from personality.vectors.magnitudes import MagnitudeCounter
 def kth_largest_magnitude(blocks: Callable[[], list[Tensor]], k: int) -> float:
     """Counted, and counted more closely where the first histogram does not say it all."""
     counter = MagnitudeCounter()
-    counter.begin("w")
+    counter.begin("w", sum(block.numel() for block in blocks()))
     for block in blocks():
         counter.add(block)
     place = counter.result().kth_largest(["w"], k)
