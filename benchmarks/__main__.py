@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import compose, optimizer
+from benchmarks import compose, compose_growth, encodings, optimizer
 
 compose.main()
+compose_growth.main()
+encodings.main()
 optimizer.main()

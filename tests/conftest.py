@@ -14,6 +14,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ARCHITECTURES = ("llama", "llama-bias", "qwen3", "qwen3-tied", "qwen3_moe", "qwen3_5")
 
+_DELTA_NET = {
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+}
+_VISION_TOKENS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+
 
 def tiny_config(kind: str) -> Any:
     """A configuration of a real architecture with a few thousand parameters."""
@@ -38,18 +57,45 @@ def tiny_config(kind: str) -> Any:
     if kind == "qwen3-tied":
         return transformers.Qwen3Config(**{**common, "tie_word_embeddings": True}, head_dim=8)
     if kind == "qwen3_moe":
-        return transformers.Qwen3MoeConfig(
-            **common, head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2
-        )
+        return transformers.Qwen3MoeConfig(**common, **_EXPERTS, head_dim=8)
     if kind == "qwen3_5":  # Gated-DeltaNet layers between full-attention ones
         return transformers.Qwen3_5TextConfig(
+            **common, **_DELTA_NET, layer_types=["linear_attention", "linear_attention", "full_attention"]
+        )
+    if kind in ("qwen3_next", "qwen3_5_moe"):
+        text: dict[str, Any] = {
             **common,
-            head_dim=8,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-            linear_num_key_heads=2,
-            linear_num_value_heads=4,
-            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            **_DELTA_NET,
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 16,
+            "num_hidden_layers": 2,
+        }
+        text["layer_types"] = ["linear_attention", "full_attention"]
+        if kind == "qwen3_next":
+            return transformers.Qwen3NextConfig(**text)
+        return transformers.Qwen3_5MoeConfig(
+            text_config=text, vision_config=_VISION, tie_word_embeddings=False, **_VISION_TOKENS
+        )
+    if kind == "deepseek_v3":  # the first layer is dense
+        latent = {"q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+        groups = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "n_shared_experts": 1}
+        return transformers.DeepseekV3Config(
+            **{**common, "num_key_value_heads": 4},
+            **latent,
+            **groups,
+            moe_intermediate_size=16,
+            num_experts_per_tok=2,
+            first_k_dense_replace=1,
+        )
+    if kind == "gemma3":
+        types = ["sliding_attention", "sliding_attention", "full_attention"]
+        return transformers.Gemma3TextConfig(
+            **{**common, "tie_word_embeddings": True}, head_dim=8, layer_types=types, sliding_window=16
+        )
+    if kind == "gpt_oss":
+        types = ["sliding_attention", "full_attention", "sliding_attention"]
+        return transformers.GptOssConfig(
+            **common, head_dim=8, num_local_experts=4, num_experts_per_tok=2, layer_types=types, sliding_window=16
         )
     raise ValueError(kind)
 
@@ -63,7 +109,8 @@ def tiny_checkpoint(kind: str, folder: Path, *, seed: int = 0, shard_size: str =
     transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = tiny_config(kind)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    whole = transformers.AutoModelForImageTextToText if hasattr(config, "vision_config") else None
+    model = (whole or transformers.AutoModelForCausalLM).from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # ones and zeros everywhere would hide a swapped tensor
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -98,6 +145,22 @@ def fine_tuned(base: Path, folder: Path, *, seed: int = 1, size: float = 0.02, o
                 tensors[name] = (tensor.float() + noise).to(tensor.dtype)
         save_file(tensors, path, metadata={"format": "pt"})
     return folder
+
+
+def fused(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The experts of a layer in two tensors: gate and up (experts, 2 · inner, d), down (experts, d, inner)."""
+    import torch
+
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for stem in sorted({name.split(".experts.")[0] for name in tensors if ".experts." in name}):
+        count = len({name for name in tensors if name.startswith(f"{stem}.experts.")}) // 3
+        parts = {
+            part: torch.stack([tensors[f"{stem}.experts.{index}.{part}_proj.weight"] for index in range(count)])
+            for part in ("gate", "up", "down")
+        }
+        found[f"{stem}.experts.gate_up_proj"] = torch.cat([parts["gate"], parts["up"]], dim=1)
+        found[f"{stem}.experts.down_proj"] = parts["down"]
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from personality.builds.comparison import Agreement, agreement, log_probabilities, probe_tokens
 from personality.composition.composer import Composer
-from personality.composition.low_rank_sum import Truncated
 from personality.evaluation.scores import check_finite
 from personality.manifests.errors import CorruptError, PersonaError
 from personality.model import load_composed, load_model
 from personality.serving.engine import Engine
 from personality.serving.vllm_environment import VllmEnvironment
 from personality.vectors.layers import layer_of
+from personality.vectors.truncation import Truncated
 
 _READ_BACK = 1e-4
 """Greatest difference of a relative error as stated and as PEFT's own product has it: what float32 factors cost."""

@@ -97,7 +97,7 @@ def build(
     if not again and _is_build_of(path, version, shard_bytes):
         return Built(path, new=False)
     composer = composer_of(repository, version.personality, engine)
-    other = None if again else _most_alike(repository, composer, path)
+    other = None if again else _most_alike(repository, composer, path, shard_bytes)
     write_build(
         repository,
         version,
@@ -117,18 +117,24 @@ def _is_shard(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _most_alike(repository: Repository, composer: Composer, path: Path) -> OtherBuild | None:
-    """The build, of the latest few made in this environment, that has most composed bytes in common with a composer."""
-    found: list[OtherBuild] = []
-    environment = build_environment(composer.engine.device.type)
+def _most_alike(repository: Repository, composer: Composer, path: Path, shard_bytes: int) -> OtherBuild | None:
+    """The build, of the latest few made in this environment, that has most composed bytes in common with a composer;
+    of equal ones one with such shards.
+    """
+    found: list[tuple[int, bool, OtherBuild]] = []
+    environment, versions = build_environment(composer.engine.device.type), repository.versions()
     folders = [folder for folder in path.parent.glob(f"*{path.name[-9:]}") if not folder.name.startswith(".")]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)[-_LOOKED_AT:]:
         with contextlib.suppress(PersonaError):  # damaged, or of a version whose vectors are gone: no help
             record = BuildRecord.read(folder / BUILD_RECORD)
-            theirs = composer_of(repository, repository.versions()[record.version].personality)
-            if record.environment == environment and theirs.base.folder == composer.base.folder:
-                found.append(OtherBuild(folder, record.files, repository.cache, theirs, composer))
-    return max(found, key=lambda other: sum(composer.specs[name].nbytes for name in other.tensors), default=None)
+            if record.version not in versions or record.environment != environment:
+                continue
+            theirs = composer_of(repository, versions[record.version].personality)
+            if theirs.base.folder == composer.base.folder:
+                other = OtherBuild(folder, record.files, repository.cache, theirs, composer)
+                common = sum(composer.specs[name].nbytes for name in other.tensors)
+                found.append((common, record.shard_bytes == shard_bytes, other))
+    return max(found, key=lambda entry: entry[:2], default=(0, False, None))[2]
 
 
 def _is_build_of(path: Path, version: Version, shard_bytes: int) -> bool:

@@ -23,7 +23,7 @@ from personality.builds.model_card import model_card
 from personality.builds.new_folder import new_folder
 from personality.builds.writer import Progress
 from personality.composition.composer import Composer
-from personality.composition.low_rank_sum import Truncated, truncate_matrix, truncate_sum
+from personality.composition.low_rank_sum import truncate_sum
 from personality.composition.opening import composer_of
 from personality.manifests.atomic import write_bytes, writing
 from personality.manifests.canonical import pretty_json
@@ -34,6 +34,7 @@ from personality.manifests.version import Version
 from personality.serving.vllm_environment import VllmEnvironment
 from personality.vectors.adapter import CONFIG, WEIGHTS
 from personality.vectors.tensors import matrix_shape, tensor_bytes
+from personality.vectors.truncation import Truncated, truncate_matrix
 from personality.versions.history import History
 
 TARGET = "lora"

@@ -15,8 +15,8 @@ from pathlib import Path
 from personality.composition.composer import Composer
 from personality.manifests.atomic import sync, writing
 from personality.manifests.digest_cache import remembered
-from personality.manifests.errors import PersonaError
 from personality.manifests.tensor_file import TensorFile, TensorSpec, digest_file
+from personality.vectors.checkpoint import Checkpoint
 
 FILE_DIGEST = "file"
 """Under what a file's SHA-256 is remembered."""
@@ -32,17 +32,23 @@ class OtherBuild:
         cache: file of remembered digests.
         theirs: composes that version.
         ours: composes what is to be written.
+
+    Attributes:
+        taken_bytes: how much was taken from it.
+
+    Raises:
+        PersonaError: when it cannot be read.
     """
 
     def __init__(self, folder: Path, digests: Mapping[str, str], cache: Path, theirs: Composer, ours: Composer) -> None:
-        self._folder = folder
+        self._checkpoint = Checkpoint(folder)
         self._digests = digests
         self._cache = cache
         touched = {*theirs.touched, *ours.touched}
         # What neither touches is as quickly copied from the base; it only counts for whole shards.
         self._copied = {name for name in touched if theirs.recipe_of(name) == ours.recipe_of(name)}
         self._same = self._copied | (ours.specs.keys() - touched)
-        self._files: dict[str, TensorFile] = {}
+        self._trusted: dict[Path, bool] = {}
         self.taken_bytes = 0
 
     @property
@@ -63,18 +69,17 @@ class OtherBuild:
         Raises:
             PersonaError: when the disk is full.
         """
-        source = self._folder / target.name
         if not all(spec.name in self._same for spec in specs) or not any(spec.name in self._copied for spec in specs):
             return None
-        file = self._open(target.name)
-        if file is None or list(file.specs.values()) != list(specs):
+        source = self._checkpoint.file_of(specs[0].name)
+        if source.path.name != target.name or list(source.specs.values()) != list(specs) or not self._is_whole(source):
             return None
         try:
-            os.link(source, target)
+            os.link(source.path, target)
             sync(target.parent)
         except OSError:  # a file system without links
             try:
-                opened = source.open("rb")
+                opened = source.path.open("rb")
             except OSError:
                 return None  # `gc` was faster
             with opened, writing(target, mode=0o444) as copy:
@@ -82,22 +87,20 @@ class OtherBuild:
         self.taken_bytes += sum(spec.nbytes for spec in specs)
         return self._digests[target.name]
 
-    def blocks_of(self, name: str, shard: str) -> Iterator[memoryview] | None:
-        """A tensor's bytes; None when the other build does not have them in a shard of this name."""
+    def blocks_of(self, name: str) -> Iterator[memoryview] | None:
+        """A tensor's bytes; None when it has to be composed."""
         if name not in self._copied:
             return None
-        file = self._open(shard)
-        if file is None or name not in file.specs:
+        file = self._checkpoint.file_of(name)
+        if not self._is_whole(file):
             return None
         self.taken_bytes += file.specs[name].nbytes
         return file.blocks_of(name)
 
-    def _open(self, shard: str) -> TensorFile | None:
-        """A shard of the other build, if it is still what was written."""
-        path = self._folder / shard
-        if shard not in self._files and shard in self._digests:
-            with contextlib.suppress(PersonaError, OSError):
-                found = remembered(self._cache, FILE_DIGEST, [path], lambda: digest_file(path))
-                if found == self._digests[shard]:
-                    self._files[shard] = TensorFile(path)
-        return self._files.get(shard)
+    def _is_whole(self, file: TensorFile) -> bool:
+        """Whether a shard of the other build is still what was written."""
+        if file.path not in self._trusted:
+            with contextlib.suppress(OSError):
+                found = remembered(self._cache, FILE_DIGEST, [file.path], lambda: digest_file(file.path))
+                self._trusted[file.path] = found == self._digests.get(file.path.name)
+        return self._trusted.get(file.path, False)

@@ -108,7 +108,7 @@ def write_checkpoint(
         with writing(folder / name, mode=mode) as file, HashedStream(file) as stream, engine.running():
             writer = TensorWriter(stream, ordered)
             for spec in ordered:
-                taken = other.blocks_of(spec.name, name) if other else None
+                taken = other.blocks_of(spec.name) if other else None
                 writer.write_blocks(spec.name, taken or weights.blocks_of(spec.name))
                 done += spec.nbytes
                 if on_progress:

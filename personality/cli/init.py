@@ -38,6 +38,7 @@ def init(
     from personality.manifests.repository import Repository
     from personality.vectors.base import TOKENIZER_FILES, fingerprint, locate
     from personality.vectors.checkpoint import Checkpoint
+    from personality.vectors.quantization import check_not_quantized
     from personality.versions.changes import initialize
     from personality.versions.history import History
 
@@ -56,6 +57,11 @@ def init(
     source = _relative(local.resolve(), root) if local.is_dir() else base
     folder, commit = locate(str(local.resolve()) if local.is_dir() else base, revision, Path.cwd())
     checkpoint = Checkpoint(folder)
+    if method_named := check_not_quantized(checkpoint):
+        out.warn(
+            f"config.json of {folder} speaks of quantization ({method_named}), and none of its tensors is quantized: "
+            "they are taken as they are"
+        )
     out.note(f"reading {len(checkpoint.specs)} tensors of {folder}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         out.warn(f"{folder} has no tokenizer: `train`, `ask` and `eval` need one, and exports will have none")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from personality.cli.encoding_options import residual_text
 from personality.cli.options import DirectoryOption, JsonOption, examples, open_repository
 from personality.cli.output import Output, percent, sides_text, size
 from personality.cli.run_lines import show_measures, show_run
@@ -63,6 +64,8 @@ def _show_vector(out: Output, manifest: Manifest, known: dict[str, str]) -> None
             lost = manifest.rounding
             text = f"{percent(lost.share_changed)} of the touched elements change, cosine {lost.cosine:.4f}"
             rows.append(("rounding", text))
+        if manifest.residual is not None:
+            rows.append(("residual", residual_text(manifest.residual)))
         if manifest.lineage:
             rows.append(("made from", ", ".join(known.get(item, item[:12]) for item in manifest.lineage)))
         out.table(["", ""], rows)

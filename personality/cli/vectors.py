@@ -36,11 +36,12 @@ def vectors(as_json: JsonOption = False, directory: DirectoryOption = None) -> N
                     _made_by(item),
                     item.encoding,
                     size(item.bytes),
+                    f"{item.residual.whole:.2g}" if item.residual is not None else "",
                     f"{item.norm:.3g}",
                     short(item.id),
                 )
             )
-        out.table(["vector", ">in use", "made by", "encoding", ">size", ">norm", "id"], rows)
+        out.table(["vector", ">in use", "made by", "encoding", ">size", ">residual", ">norm", "id"], rows)
 
     out.result({"vectors": [item.as_json() for item in manifests]}, human)
 

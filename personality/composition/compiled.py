@@ -94,8 +94,12 @@ def uncompiled(signature: Signature) -> Block:
 def compiled(signature: Signature) -> Block | None:
     """The compiled block function; None when it is not there (yet), or does not give the uncompiled one's bits."""
     path = signature.find()
-    if path is None:
-        return None
+    return _loaded(path, signature) if path is not None else None
+
+
+@functools.cache
+def _loaded(path: Path, signature: Signature) -> Block | None:
+    """The kernel in a file; once for a process."""
     try:
         loader: Any = importlib.import_module("torch._C._aoti").AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     except (ImportError, AttributeError, TypeError, RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from personality.manifests.errors import FallenApartError, IncompatibleError
 from personality.manifests.personality_record import Composition, Personality, Use
 from personality.manifests.tensor_file import TensorSpec
 from personality.vectors.checkpoint import Checkpoint, listing
+from personality.vectors.delta import DeltaVector
 from personality.vectors.dtypes import COMPOSABLE, DTYPE_NAMES, TORCH_DTYPES, compute_dtype
+from personality.vectors.exact import ExactVector
 from personality.vectors.layers import layer_of
 from personality.vectors.low_rank import LowRankVector
 from personality.vectors.steering.injection import Injection
@@ -169,8 +172,9 @@ class Composer:
             return self.base.tensor(name)
         spec = self.base.specs[name]
         composed = torch.empty(matrix_shape(spec.shape), dtype=TORCH_DTYPES[spec.dtype])
-        for start, stop, block in self._composed_blocks(name):
-            composed[start:stop] = block
+        with self.engine.running():
+            for start, stop, block in self._composed_blocks(name):
+                composed[start:stop] = block
         return composed.reshape(spec.shape)
 
     def blocks_of(self, name: str) -> Iterator[memoryview]:
@@ -210,7 +214,7 @@ class Composer:
             return None
         found = []
         for source in self._touching.get(name, []):
-            if not isinstance(source.vector, LowRankVector):
+            if not isinstance(source.vector, LowRankVector) or not source.vector.has_factors(name):
                 return None
             left, right = source.vector.factors(name)
             left = left * (source.use.scale * source.vector.scaling(name))
@@ -238,12 +242,27 @@ class Composer:
             return
         spec = self.base.specs[name]
         scales, limits = self._numbers(name)
-        for start, stop in row_blocks(spec, self.engine.block_elements):
-            deltas = [source.vector.rows(name, start, stop) for source in self._touching[name]]
-            deltas, dtype = _of_one_dtype(deltas, compute_dtype(spec.dtype))
+        if (alone := self._alone(name)) is not None:
+            for start, stop in row_blocks(spec, self.engine.block_elements):
+                block = alone.restored_rows(name, start, stop)
+                yield start, stop, (block, bool(torch.isfinite(block).all()))
+            return
+        for start, stop, stored in self._rows(name):
+            deltas, dtype = _of_one_dtype(stored, compute_dtype(spec.dtype))
             signature = Signature(self._formula, len(deltas), spec.dtype, dtype)
             lam = self.composition.lam
             yield start, stop, self.engine.compose(signature, base[start:stop], deltas, scales, limits, lam)
+
+    def _alone(self, name: str) -> ExactVector | None:
+        """The vector whose fine-tuned tensor comes out as it was imported: no other acts here, and its scale is 1.
+
+        W_base + Δ could miss it by what rounding loses; the vector holds the bits themselves.
+        """
+        (source, *others) = self._touching[name]
+        if others or source.use.scale != 1 or not isinstance(source.vector, ExactVector):
+            return None
+        untrimmed = self.composition.lam == 1 and self._density(source) == 1
+        return source.vector if self.composition.method == "linear" or untrimmed else None
 
     def _delta_blocks(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
         spec = self.base.specs[name]
@@ -251,10 +270,24 @@ class Composer:
             yield 0, matrix_shape(spec.shape)[0], self._whole_delta(name)
             return
         scales, limits = self._numbers(name)
-        for start, stop in row_blocks(spec, self.engine.block_elements):
-            deltas = [source.vector.rows(name, start, stop) for source in self._touching[name]]
+        for start, stop, deltas in self._rows(name):
             lam, dtype = self.composition.lam, compute_dtype(spec.dtype)
             yield start, stop, kernels.change(self._formula, deltas, scales, limits, lam, dtype)
+
+    def _rows(self, name: str) -> Iterator[tuple[int, int, list[Tensor]]]:
+        """The vectors' rows, block by block. What has to be decoded is, by other threads, one block ahead."""
+        blocks = row_blocks(self.base.specs[name], self.engine.block_elements)
+        vectors = [source.vector for source in self._touching[name]]
+        if all(isinstance(vector, DeltaVector) for vector in vectors) or len(blocks) == len(vectors) == 1:
+            for start, stop in blocks:
+                yield start, stop, [vector.rows(name, start, stop) for vector in vectors]
+            return
+
+        def decode(start: int, stop: int) -> tuple[int, int, list[Tensor]]:
+            tasks = [functools.partial(vector.rows, name, start, stop) for vector in vectors]
+            return start, stop, self.engine.at_once(tasks)
+
+        yield from self.engine.ahead(functools.partial(decode, start, stop) for start, stop in blocks)
 
     def _whole_delta(self, name: str) -> Tensor:
         """Δ seen as a matrix, by a method that looks at whole tensors; always made on the processor."""
@@ -285,10 +318,13 @@ class Composer:
         """The magnitude from which a source's elements are kept."""
         if self.composition.method != "ties":
             return 0.0
-        density = source.use.density if source.use.density is not None else self.composition.density
+        density = self._density(source)
         if self.composition.trim_scope == "vector":
             return source.thresholds.of_vector(density)
         return source.thresholds.of_tensor(name, density)
+
+    def _density(self, source: _Source) -> float:
+        return source.use.density if source.use.density is not None else self.composition.density
 
 
 def _of_one_dtype(deltas: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from subprocess import Popen
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +18,17 @@ from personality.composition.compiled import SMALLEST, Block, Signature, compile
 from personality.manifests.errors import UsageError
 from personality.vectors.dtypes import compute_dtype
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements that a thread composes at a time: what is made of them on the way stays in a processor's cache."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements that a thread is given at a time: few enough for memory, enough for the calls around them not to count."""
+_CACHED_ELEMENTS = 1 << 17
+"""Elements that a thread composes at a time uncompiled: what is made on the way stays in a processor's cache."""
 _GPU_BLOCK_ELEMENTS = 1 << 24
 _WORTH_COMPILING_S = 3.0
 """Uncompiled seconds after which a kernel is compiled for the rest, and for later runs; compiling takes some 12 s."""
 _DEVICES = "give `cpu`, or a GPU such as `cuda` or `cuda:1`"
+
+
+Made = TypeVar("Made")
 
 
 class Engine:
@@ -49,6 +57,29 @@ class Engine:
         """Elements to give at a time; no bit depends on it."""
         return BLOCK_ELEMENTS * self.threads if self.device.type == "cpu" else _GPU_BLOCK_ELEMENTS
 
+    def ahead(self, tasks: Iterable[Callable[[], Made]]) -> Iterator[Made]:
+        """Results of tasks in order; the next one is worked on by another thread while the caller uses one."""
+        waiting: Future[Made] | None = None
+        for task in tasks:
+            future = self._pool.submit(task)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = future
+        if waiting is not None:
+            yield waiting.result()
+
+    def at_once(self, tasks: Sequence[Callable[[], Made]]) -> list[Made]:
+        """Results of tasks, by as many threads as there are cores."""
+        return [future.result() for future in [self._helpers.submit(task) for task in tasks]]
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "ahead", _single_threaded)
+
+    @functools.cached_property
+    def _helpers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cores(), "decode", _single_threaded)
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Use this engine's number of threads inside the block."""
@@ -74,7 +105,8 @@ class Engine:
             W in the base's dtype and shape, on the processor, and whether it is finite.
         """
         if signature not in self._kernels:
-            self._kernels[signature] = _Kernel(signature, compiling=self._compiling)
+            pieces = _CACHED_ELEMENTS * self.threads if self.device.type == "cpu" else 0
+            self._kernels[signature] = _Kernel(signature, compiling=self._compiling, pieces=pieces)
         numbers = self._as_tensors(signature, scales, limits, lam)
         if self.device.type != "cpu":
             base, deltas = base.to(self.device), [delta.to(self.device) for delta in deltas]
@@ -97,11 +129,16 @@ class Engine:
 class _Kernel:
     """One block function: the compiled one where it is there; else as it is written, until its cost makes compiling
     worth while and that is done.
+
+    Args:
+        signature: of the function.
+        compiling: whether to compile it.
+        pieces: elements that it is given at a time while it is not compiled; 0 for all at once.
     """
 
-    def __init__(self, signature: Signature, *, compiling: bool) -> None:
+    def __init__(self, signature: Signature, *, compiling: bool, pieces: int) -> None:
         self._signature = signature
-        self._written = uncompiled(signature)
+        self._written = _in_pieces(uncompiled(signature), pieces) if pieces else uncompiled(signature)
         self._fast = compiled(signature) if compiling else None
         self._may_compile = compiling and self._fast is None
         self._process: Popen[bytes] | None = None
@@ -126,6 +163,28 @@ class _Kernel:
         elif self._process.poll() is not None:
             self._fast = compiled(self._signature)
             self._may_compile = False
+
+
+def _in_pieces(block: Block, elements: int) -> Block:
+    """A block function that goes through long blocks piece by piece."""
+
+    def whole(base: Tensor, deltas: Sequence[Tensor], *numbers: Tensor) -> tuple[Tensor, Tensor]:
+        if base.numel() <= elements:
+            return block(base, deltas, *numbers)
+        flat, changes = base.reshape(-1), [delta.reshape(-1) for delta in deltas]
+        composed, total = torch.empty_like(flat), torch.zeros((), dtype=torch.float32)
+        for start in range(0, len(flat), elements):
+            piece = slice(start, start + elements)
+            composed[piece], part = block(flat[piece], [change[piece] for change in changes], *numbers)
+            total += part
+        return composed.reshape(base.shape), total
+
+    return whole
+
+
+def _single_threaded() -> None:
+    """What these threads do is spread over them already."""
+    torch.set_num_threads(1)
 
 
 def cores() -> int:

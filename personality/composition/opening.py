@@ -39,19 +39,15 @@ def composer_of(repository: Repository, personality: Personality, engine: Engine
         NotFoundError, CorruptError: when base or vectors are missing or damaged.
     """
     _check(personality.base, repository.config().base)
+    steering = steering_of(repository, personality)
+    steered = {item.label for item in steering}
+    base = base_of(repository)
     vectors = {
-        use.vector: open_task_vector(repository, use.vector, use.label)
+        use.vector: open_task_vector(repository, use.vector, use.label, base=base)
         for use in personality.uses
-        if use.scale != 0 and not _steers(repository, use)
+        if use.scale != 0 and use.label not in steered
     }
-    return Composer(
-        base_of(repository),
-        personality,
-        vectors,
-        steering_of(repository, personality),
-        engine=engine,
-        cache=repository.cache,
-    )
+    return Composer(base, personality, vectors, steering, engine=engine, cache=repository.cache)
 
 
 def steering_of(repository: Repository, personality: Personality) -> tuple[Injection, ...]:

@@ -32,13 +32,16 @@ class Thresholds:
         vector: whose.
         names: the base tensors in which it acts.
         cache: file that remembers what a pass over the vector was needed for; None for none.
+        magnitudes: those of a vector that is not stored yet.
     """
 
-    def __init__(self, vector: TaskVector, names: Sequence[str], cache: Path | None) -> None:
+    def __init__(
+        self, vector: TaskVector, names: Sequence[str], cache: Path | None, magnitudes: Magnitudes | None = None
+    ) -> None:
         self._vector = vector
         self._names = names
         self._cache = cache
-        self._magnitudes: Magnitudes | None = None
+        self._magnitudes = magnitudes
         self._whole: dict[float, float] = {}
 
     def of_vector(self, density: float) -> float:

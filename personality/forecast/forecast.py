@@ -111,7 +111,7 @@ class Forecaster:
         steered = {item.label for item in composer.steering}
         uses = [use for use in personality.uses if use.scale and use.label not in steered]
         vectors: dict[str, TaskVector] = {
-            use.vector: open_task_vector(self.repository, use.vector, use.label) for use in uses
+            use.vector: open_task_vector(self.repository, use.vector, use.label, base=composer.base) for use in uses
         }
         parts = RecipeParts(composer.base, personality.model_copy(update={"uses": tuple(uses)}), vectors)
         return uses, layer_sums(parts.tensors(self._on_tensor), len(uses))

@@ -75,7 +75,7 @@ class SnapshotExport:
         self._others: Personality = head.personality.without(behavior)
         self._base = base_of(repository)
         self._vectors = {
-            use.vector: open_task_vector(repository, use.vector, use.label)
+            use.vector: open_task_vector(repository, use.vector, use.label, base=self._base)
             for use in self._others.uses
             if use.scale != 0 and vector_kind(repository, use.vector, use.label) != "steering"
         }
@@ -107,7 +107,10 @@ class SnapshotExport:
                 message=taken.label,
                 time=now(),
             )
-            vectors = {**self._vectors, stored.id: open_task_vector(self._scratch, stored.id, use.label)}
+            vectors = {
+                **self._vectors,
+                stored.id: open_task_vector(self._scratch, stored.id, use.label, base=self._base),
+            }
             self._export(version, Composer(self._base, version.personality, vectors, self._steering), taken.label, path)
             return version.id
         finally:

@@ -278,7 +278,7 @@ def _train_arms(
     """Train what the job asks for: `toward` always; `away`, or a `placebo` for comparison."""
     make, placebo = None, None
     if job.avoid is not None:
-        vector = open_task_vector(repository, job.avoid.vector, job.avoid.label)
+        vector = open_task_vector(repository, job.avoid.vector, job.avoid.label, base=bench.composer.base)
         make = partial(make_avoidance, vector, bench.composer, job.avoid)
         placebo = partial(make, placebo_seed=job.settings.seed)
     snapshots = publisher.snapshots if publisher is not None else None

@@ -73,6 +73,7 @@ def record_vector(
         norm=stored.norm,
         making=making,
         rounding=stored.rounding if isinstance(stored, StoredTask) else None,
+        residual=stored.residual if isinstance(stored, StoredTask) else None,
         steering=steering,
         measures=measures or {},
         lineage=lineage,

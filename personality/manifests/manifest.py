@@ -40,16 +40,17 @@ class Making(Frozen):
     """How a vector came to be.
 
     Attributes:
-        how: `train`, `extract`, `import-checkpoint`, `import-lora` or `import-directions`.
-        source: file name of what was imported, or the vector that a direction was derived from; else empty.
-        settings: every hyper-parameter, seeds included.
+        how: `train`, `extract`, `import-checkpoint`, `import-lora`, `import-directions` or `encode`.
+        source: file name of what was imported, or the vector that a direction was derived from, or that was stored in
+            another encoding; else empty.
+        settings: every hyper-parameter, seeds included; of an encoding that was asked for, its density or rank.
         data: the examples used.
         tools: versions of Python, torch, transformers and this program.
         seconds: time spent making it.
         training: diagnosis, guards and verdict of a training run; None for imports.
     """
 
-    how: Literal["train", "extract", "import-checkpoint", "import-lora", "import-directions"]
+    how: Literal["train", "extract", "import-checkpoint", "import-lora", "import-directions", "encode"]
     source: str = ""
     settings: dict[str, Any] = {}
     data: tuple[DataUsed, ...] = ()
@@ -75,6 +76,18 @@ class Rounding(Frozen):
         return self.cosine < _WARN_BELOW
 
 
+class Residual(Frozen):
+    """What a vector lacks of what it was made of: ‖wanted − stored‖ / ‖wanted‖, Frobenius norms, 0 to about 1.
+
+    Attributes:
+        whole: over all tensors together.
+        tensors: of each tensor that is not stored as it was; empty when nothing was lost.
+    """
+
+    whole: float
+    tensors: dict[str, float] = {}
+
+
 class Manifest(Record):
     """The record of one vector; its file is `manifests/<id>.json`.
 
@@ -82,7 +95,8 @@ class Manifest(Record):
         id: the vector's logical digest.
         behavior, number: `listening` and 3 for `listening@3`.
         kind: `task` (weight space) or `steering` (activation space).
-        encoding: `delta` (a dense difference per tensor), `low-rank` (two factors per tensor) or `directions` (one per
+        encoding: `delta` (a dense difference per tensor), `exact` (the fine-tuned bits, relative to the base's),
+            `sparse` (the elements that survived a trim), `low-rank` (two factors per tensor) or `directions` (one per
             layer).
         base: what it is relative to.
         tensors: dtype and shape of each base tensor that a task vector changes, such as `BF16 [96, 96]`; of a steering
@@ -91,6 +105,7 @@ class Manifest(Record):
         norm: Euclidean norm of the whole vector; for a steering vector, of what acts at scale 1 in its own layers.
         making: how it was made.
         rounding: the lost-update meter; None for a steering vector, which changes no weights.
+        residual: what its encoding lost; None where nobody looked, as for a difference that is stored as it was made.
         steering: where and how a steering vector acts and how it was proven; None for a task vector.
         measures: figures before and after, by measure.
         lineage: ids of vectors that it was made from.
@@ -105,13 +120,14 @@ class Manifest(Record):
     number: int = Field(ge=1)
     description: str = ""
     kind: Literal["task", "steering"] = "task"
-    encoding: Literal["delta", "low-rank", "directions"]
+    encoding: Literal["delta", "exact", "sparse", "low-rank", "directions"]
     base: BaseIdentity
     tensors: dict[str, str]
     bytes: int
     norm: float
     making: Making
     rounding: Rounding | None = None
+    residual: Residual | None = None
     steering: SteeringRecord | None = None
     measures: dict[str, dict[str, float]] = {}
     lineage: tuple[str, ...] = ()

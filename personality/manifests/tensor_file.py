@@ -7,6 +7,8 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -14,20 +16,23 @@ import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from personality.manifests.canonical import canonical_json, digest_bytes
-from personality.manifests.errors import CorruptError, NotFoundError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.manifests.hashed_stream import HashedStream
 
 DTYPE_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
     "F32": 4, "I32": 4, "U32": 4,
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_PACKED_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
+"""Several numbers share a byte: only quantized models have them."""
 METADATA_KEY = "persona"
 """The one metadata key that is written: several keys are not byte-stable from process to process."""
+_METADATA_FIRST = b'{"__metadata__":'
 _MAX_HEADER = 100_000_000
 _BLOCK_BYTES = 1 << 22
 
@@ -63,6 +68,7 @@ class TensorFile:
     Raises:
         NotFoundError: when there is no such file.
         CorruptError: when the header is damaged, or the file is shorter or longer than the header says.
+        IncompatibleError: when it holds numbers of fewer than eight bits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,16 +89,20 @@ class TensorFile:
         self._start = 8 + length
         self.specs: dict[str, TensorSpec] = {}
         self._ranges: dict[str, tuple[int, int]] = {}
+        with _no_collection():
+            self._read_header(size)
+
+    def _read_header(self, size: int) -> None:
         header = self._parse(bytes(self._data[8 : self._start]))
         self.metadata: dict[str, str] = self._metadata(header.pop("__metadata__", None))
         end = 0
-        for name, entry in sorted(header.items(), key=lambda item: self._offsets(*item)):
-            spec = self._spec(name, entry)
-            begin, stop = self._offsets(name, entry)
+        for begin, stop, spec in sorted((self._entry(*item) for item in header.items()), key=lambda entry: entry[:2]):
             if begin != end or stop - begin != spec.nbytes:
-                raise self._corrupt(f"tensor `{name}` ({spec}) claims bytes {begin}-{stop}, expected to start at {end}")
-            self.specs[name] = spec
-            self._ranges[name] = (begin, stop)
+                raise self._corrupt(
+                    f"tensor `{spec.name}` ({spec}) claims bytes {begin}-{stop}, expected to start at {end}"
+                )
+            self.specs[spec.name] = spec
+            self._ranges[spec.name] = (begin, stop)
             end = stop
         if self._start + end != size:
             raise self._corrupt(f"its header promises {self._start + end} bytes, the file has {size}")
@@ -125,19 +135,22 @@ class TensorFile:
             raise self._corrupt("its metadata is not a table of texts")
         return found
 
-    def _offsets(self, name: str, entry: Any) -> tuple[int, int]:
+    def _entry(self, name: str, entry: Any) -> tuple[int, int, TensorSpec]:
+        """Where a tensor begins and ends, and what it is. Models have tens of thousands: plain loops, no generators."""
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        if type(offsets) is not list or len(offsets) != 2 or not (type(offsets[0]) is type(offsets[1]) is int):
             raise self._corrupt(f"tensor `{name}` has no valid offsets")
-        return offsets[0], offsets[1]
-
-    def _spec(self, name: str, entry: dict[str, Any]) -> TensorSpec:
         dtype, shape = entry.get("dtype"), entry.get("shape")
+        if dtype in _PACKED_DTYPES:
+            raise IncompatibleError(
+                f"tensor `{name}` of {self.path} is {dtype}: the model is quantized",
+                "take the 16-bit model that it was made from (its model card names it)",
+            )
         if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
             raise self._corrupt(f"tensor `{name}` has the unknown dtype {dtype!r}")
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        if not _is_shape(shape):
             raise self._corrupt(f"tensor `{name}` has the shape {shape!r}")
-        return TensorSpec(name, dtype, tuple(shape))
+        return offsets[0], offsets[1], TensorSpec(name, dtype, tuple(shape))
 
     def bytes_of(self, name: str) -> memoryview:
         """The tensor's bytes, mapped and not copied."""
@@ -152,6 +165,47 @@ class TensorFile:
     def digest_of(self, name: str) -> str:
         """SHA-256 of the tensor's bytes."""
         return digest_bytes(self.bytes_of(name))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """A file's metadata, without going through its tensors where they come first, as they do in what is written here.
+
+    Raises:
+        NotFoundError, CorruptError, IncompatibleError: see `TensorFile`.
+    """
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, _MAX_HEADER))
+        if header.startswith(_METADATA_FIRST):
+            found, _ = json.JSONDecoder().raw_decode(header.decode(), len(_METADATA_FIRST))
+            if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+                return found
+    return TensorFile(path).metadata
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the collector of cycles off: a header is many small containers in none, and it would go through all of them
+    again and again, which doubles the time that a large header takes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _is_shape(found: Any) -> TypeGuard[list[int]]:
+    """Whether JSON data is a list of integers from 0 on."""
+    if type(found) is not list:
+        return False
+    for number in found:  # noqa: SIM110
+        if type(number) is not int or number < 0:
+            return False
+    return True
 
 
 class TensorWriter:

@@ -15,7 +15,7 @@ from personality.manifests.canonical import digest, short
 from personality.manifests.digest_cache import remembered
 from personality.manifests.errors import CorruptError, NotFoundError, PersonaError
 from personality.manifests.repository import Repository
-from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter
+from personality.manifests.tensor_file import METADATA_KEY, TensorFile, TensorSpec, TensorWriter, read_metadata
 
 FORMAT = 1
 MAGNITUDES_SUFFIX = ".magnitudes"
@@ -55,25 +55,40 @@ def storing(repository: Repository, header: dict[str, Any], specs: Sequence[Tens
     temporary = temporary_beside(folder / "vector")
     header = {"format": FORMAT, **header}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            stored = StoredVector(TensorWriter(file, specs, header))
-            yield stored
-            _finish(file, stored)
-        stored.id = logical_digest(header, {spec.name: spec for spec in specs}, stored.writer.digests)
-        path = repository.vector_path(stored.id)
-        path.parent.mkdir(exist_ok=True)
-        temporary.chmod(0o444)
-        temporary.replace(path)
-        sync(path.parent)
-        sync(folder)
+        with telling_of_full_disks(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                stored = StoredVector(TensorWriter(file, specs, header))
+                yield stored
+                _finish(file, stored)
+            stored.id = logical_digest(header, {spec.name: spec for spec in specs}, stored.writer.digests)
+            path = repository.vector_path(stored.id)
+            path.parent.mkdir(exist_ok=True)
+            temporary.chmod(0o444)
+            temporary.replace(path)
+            sync(path.parent)
+            sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def telling_of_full_disks(folder: Path) -> Iterator[None]:
+    """What the disk refuses inside the block becomes an error with the way out.
+
+    Args:
+        folder: in which a vector is stored, for the error.
+
+    Raises:
+        PersonaError: for any error of the operating system.
+    """
+    try:
+        yield
     except OSError as error:
         raise PersonaError(
             f"cannot store the vector in {folder}: {error.strerror or error}",
             "free some room (`persona gc` removes caches), then run the command again",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(file: BinaryIO, stored: StoredVector) -> None:
@@ -97,14 +112,23 @@ def open_vector(repository: Repository, vector_id: str, label: str) -> tuple[Ten
         NotFoundError: when the file is missing.
         CorruptError: when it is damaged or was written by another generation of the program.
     """
+    file = TensorFile(_path(repository, vector_id, label))
+    return file, read_header(file, f"`{label}` ({short(vector_id)})")
+
+
+def _path(repository: Repository, vector_id: str, label: str) -> Path:
+    """Where a vector's file lies.
+
+    Raises:
+        NotFoundError: when it is missing.
+    """
     path = repository.vector_path(vector_id)
     if not path.is_file():
         raise NotFoundError(
             f"the tensors of `{label}` are missing: there is no {path}",
             "vectors are not in git by default: copy the file from where it was made, or make the vector again",
         )
-    file = TensorFile(path)
-    return file, read_header(file, f"`{label}` ({short(vector_id)})")
+    return path
 
 
 def open_verified(
@@ -132,8 +156,12 @@ def open_verified(
 
 
 def vector_kind(repository: Repository, vector_id: str, label: str) -> str:
-    """`task` or `steering`: what a stored vector's file says of itself; arguments and errors as `open_vector`."""
-    return str(open_vector(repository, vector_id, label)[1].get("kind"))
+    """`task` or `steering`: what a stored vector's file says of itself; arguments and errors as `open_vector`.
+
+    Its tensors are not looked at: a large one has tens of thousands.
+    """
+    path = _path(repository, vector_id, label)
+    return str(_header(read_metadata(path), path, f"`{label}` ({short(vector_id)})").get("kind"))
 
 
 def read_header(file: TensorFile, name: str) -> dict[str, Any]:
@@ -142,11 +170,15 @@ def read_header(file: TensorFile, name: str) -> dict[str, Any]:
     Raises:
         CorruptError: when it says nothing, or has a format that is not known here.
     """
+    return _header(file.metadata, file.path, name)
+
+
+def _header(metadata: dict[str, str], path: Path, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(file.metadata[METADATA_KEY])
+        header = json.loads(metadata[METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise CorruptError(
-            f"{file.path}, the file of {name}, is not a vector of this program",
+            f"{path}, the file of {name}, is not a vector of this program",
             "copy the file again from where it was made, or make the vector again",
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:

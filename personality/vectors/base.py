@@ -95,7 +95,7 @@ def fingerprint(checkpoint: Checkpoint, cache: Path | None = None) -> Fingerprin
     # Some configurations hold Infinity, which is no JSON; Python writes and reads it all the same.
     config = json.dumps(model_config(folder), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return Fingerprint(
-        weights=remembered(cache, "weights", [file.path for file in checkpoint.files], lambda: _weights(checkpoint)),
+        weights=weights_digest(checkpoint, cache),
         config=digest_bytes(config.encode()),
         tokenizer=digest(tokenizer),
         chat_template=digest_bytes(chat_template(folder).encode()),
@@ -127,11 +127,23 @@ def _json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _weights(checkpoint: Checkpoint) -> str:
-    tensors = {
-        name: [spec.dtype, list(spec.shape), checkpoint.digest_of(name)] for name, spec in checkpoint.specs.items()
-    }
-    return digest(tensors)
+def weights_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
+    """A digest over every tensor's name, dtype, shape and content; the fingerprint's part for the weights.
+
+    Args:
+        checkpoint: the weights.
+        cache: file of remembered digests; None to read every byte.
+    """
+
+    def read() -> str:
+        return digest(
+            {
+                name: [spec.dtype, list(spec.shape), checkpoint.digest_of(name)]
+                for name, spec in checkpoint.specs.items()
+            }
+        )
+
+    return remembered(cache, "weights", [file.path for file in checkpoint.files], read)
 
 
 def chat_template(folder: Path) -> str:

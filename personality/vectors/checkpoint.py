@@ -121,6 +121,10 @@ class Checkpoint:
         """A tensor's bytes, memory-mapped."""
         return self._home[name].bytes_of(name)
 
+    def file_of(self, name: str) -> TensorFile:
+        """The file that a tensor lies in."""
+        return self._home[name]
+
     def blocks_of(self, name: str) -> Iterator[memoryview]:
         """A tensor's bytes, piece by piece, memory-mapped."""
         return self._home[name].blocks_of(name)

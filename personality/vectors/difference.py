@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 
-from personality.manifests.errors import IncompatibleError
 from personality.manifests.repository import Repository
 from personality.manifests.tensor_file import TensorSpec, aligned_order
 from personality.manifests.vector_store import storing
 from personality.vectors import delta
-from personality.vectors.base import model_config
-from personality.vectors.checkpoint import Checkpoint, listing
-from personality.vectors.dtypes import COMPOSABLE, TORCH_DTYPES, compute_dtype
+from personality.vectors.checkpoint import Checkpoint
+from personality.vectors.dtypes import TORCH_DTYPES, compute_dtype
+from personality.vectors.fine_tune import account, are_floats, no_change, not_finite, tied_copies
 from personality.vectors.stored import StoredTask, measure
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import tensor_bytes
-
-
-@dataclass
-class _Plan:
-    """Which tensors differ, in which dtype each difference is stored, and what to tell the user."""
-
-    specs: list[TensorSpec] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def store_difference(
@@ -48,77 +37,37 @@ def store_difference(
     Raises:
         IncompatibleError: for missing or extra keys, other shapes, changed integers, or NaN/Inf; nothing is stored.
     """
-    plan = _Plan()
-    _account(base, tuned, plan, allow_missing=trained_here)
+    notes = account(base, tuned, allow_missing=trained_here)
+    specs = []
     # A tied model saves its embeddings once; a head that the base's files repeat has moved with them.
     source = {name: name for name in base.specs if name in tuned.specs}
     if trained_here:
-        source |= {head: embedding for head, embedding in _tied_copies(base, base) if head not in tuned.specs}
+        source |= {head: embedding for head, embedding in tied_copies(base, base) if head not in tuned.specs}
     # What is trained in float32 came from the base rounded to float32.
     dtype = torch.float32 if trained_here else None
     for name, other in source.items():
         spec = base.specs[name]
         found = _difference_dtype(base, tuned, spec, other, dtype, round_to_16=trained_here)
         if found:
-            plan.specs.append(TensorSpec(name, found, spec.shape))
-    if not plan.specs:
-        raise IncompatibleError(
-            f"{tuned.folder} holds exactly the base's weights: there is nothing to store",
-            "check that this is the fine-tuned checkpoint and not the base",
-        )
-    plan.specs = aligned_order(plan.specs)
-    with storing(repository, delta.header(), plan.specs) as stored:
-        for spec in plan.specs:
+            specs.append(TensorSpec(name, found, spec.shape))
+    if not specs:
+        raise no_change(tuned)
+    specs = aligned_order(specs)
+    with storing(repository, delta.header(), specs) as stored:
+        for spec in specs:
             difference = _difference(base, tuned, spec.name, source[spec.name], dtype)
             stored.writer.write(spec.name, tensor_bytes(difference.to(TORCH_DTYPES[spec.dtype])))
-    vector = open_task_vector(repository, stored.id, "the new vector")
+    vector = open_task_vector(repository, stored.id, "the new vector", base=base)
     norm, rounding = measure(vector, base)
     return StoredTask(
         id=stored.id,
         encoding="delta",
-        tensors={spec.name: str(spec) for spec in plan.specs},
-        bytes=sum(spec.nbytes for spec in plan.specs),
+        tensors={spec.name: str(spec) for spec in specs},
+        bytes=sum(spec.nbytes for spec in specs),
         norm=norm,
         rounding=rounding,
-        notes=tuple(plan.notes),
+        notes=tuple(notes),
     )
-
-
-def _account(base: Checkpoint, tuned: Checkpoint, plan: _Plan, *, allow_missing: bool) -> None:
-    """Every key of both sides is compared, accepted for a reason, or refused."""
-    missing = [name for name in base.specs if name not in tuned.specs]
-    extra = [name for name in tuned.specs if name not in base.specs]
-    if extra:
-        tied = [head for head, _ in _tied_copies(base, tuned) if head in extra]
-        plan.notes += [f"`{name}` is the tied copy of the embeddings and adds nothing" for name in tied]
-        extra = [name for name in extra if name not in tied]
-    if extra or (missing and not allow_missing):
-        raise IncompatibleError(
-            f"{tuned.folder} is not a fine-tune of this base: {listing(missing)} missing, {listing(extra)} too many",
-            "import a checkpoint with the base's own tensor names; for a LoRA adapter give the adapter's folder",
-        )
-    wrong = [name for name, spec in tuned.specs.items() if name in base.specs and spec.shape != base.specs[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise IncompatibleError(
-            f"`{name}` has the shape {list(tuned.specs[name].shape)}, the base's has {list(base.specs[name].shape)}"
-            + (f" ({len(wrong)} tensors differ so)" if len(wrong) > 1 else ""),
-            "a resized vocabulary or another size of model cannot be a vector of this base",
-        )
-
-
-def _tied_copies(base: Checkpoint, files: Checkpoint) -> list[tuple[str, str]]:
-    """Output heads in some files that only repeat the embeddings of a model with tied embeddings, with those."""
-    if not model_config(base.folder).get("tie_word_embeddings"):
-        return []
-    heads = [name for name in files.specs if name.endswith("lm_head.weight")]
-    embeddings = [name for name in files.specs if name.endswith(("embed_tokens.weight", "wte.weight"))]
-    return [
-        (head, embedding)
-        for head in heads
-        for embedding in embeddings
-        if files.digest_of(head) == files.digest_of(embedding)
-    ]
 
 
 def _difference(
@@ -137,22 +86,13 @@ def _difference_dtype(
     Raises:
         IncompatibleError: for NaN/Inf, or a change of a tensor that is not floating point.
     """
-    kind = tuned.specs[other].dtype
-    if spec.dtype not in COMPOSABLE or kind not in COMPOSABLE:
-        if spec.dtype == kind and base.digest_of(spec.name) == tuned.digest_of(other):
-            return None
-        raise IncompatibleError(
-            f"`{spec.name}` is {spec.dtype} in the base and {kind} in {tuned.folder}: only floating-point tensors "
-            "of 16 to 64 bits can differ",
-            "de-quantize both to bfloat16 first",
-        )
+    if not are_floats(base, tuned, spec.name, other):
+        return None
     difference = _difference(base, tuned, spec.name, other, dtype)
     if not bool(torch.isfinite(difference).all()):
-        bad = int((~torch.isfinite(difference)).sum())
-        raise IncompatibleError(
-            f"`{spec.name}` has {bad} NaN or infinite values (in {tuned.folder} or in the base)",
-            "a diverged run cannot be imported; use an earlier checkpoint of it",
-        )
+        if spec.dtype == tuned.specs[other].dtype and base.digest_of(spec.name) == tuned.digest_of(other):
+            return None  # such as a mask of −∞, which nobody trained
+        raise not_finite(spec.name, int((~torch.isfinite(difference)).sum()), tuned)
     if not bool(difference.any()):
         return None
     sixteen_bit_base = spec.dtype in ("BF16", "F16")

@@ -22,6 +22,9 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 COMPOSABLE = ("F64", "F32", "F16", "BF16")
 """Dtypes whose tensors a vector can change; all others are copied."""
 
+INTEGERS = {"F64": torch.int64, "F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
+"""As which the bits of each of these are looked at."""
+
 
 def compute_dtype(name: str) -> torch.dtype:
     """The dtype in which a tensor of this dtype is composed: float32, or float64 for a float64 base."""

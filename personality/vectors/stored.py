@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from personality.manifests.manifest import Rounding
+from personality.manifests.manifest import Residual, Rounding
 from personality.vectors.checkpoint import Checkpoint
 from personality.vectors.magnitudes import MagnitudeCounter, keep_magnitudes
 from personality.vectors.meter import UpdateMeter
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks
 
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,23 @@ class StoredTask:
 
     Attributes:
         id: its logical digest.
-        encoding: `delta` or `low-rank`.
+        encoding: `delta`, `exact`, `sparse` or `low-rank`.
         tensors: dtype and shape of each base tensor that it changes.
         bytes: size of what is stored.
         norm: Euclidean norm of the whole vector at scale 1.
         rounding: what is lost at scale 1 when it is rounded into the base's dtype.
         notes: what a user should know of how it was read.
+        residual: what it lacks of what it was made of; None where that was not asked.
     """
 
     id: str
-    encoding: Literal["delta", "low-rank"]
+    encoding: Literal["delta", "exact", "sparse", "low-rank"]
     tensors: dict[str, str]
     bytes: int
     norm: float
     rounding: Rounding
     notes: tuple[str, ...] = ()
+    residual: Residual | None = None
 
 
 def measure(vector: TaskVector, base: Checkpoint) -> tuple[float, Rounding]:

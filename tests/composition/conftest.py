@@ -93,7 +93,7 @@ class Workshop:
             uses=tuple(sorted(uses, key=lambda use: use.behavior)),
         )
         vectors = {
-            use.vector: open_task_vector(self.repository, use.vector, use.label, reread=True)
+            use.vector: open_task_vector(self.repository, use.vector, use.label, reread=True, base=self.base)
             for use in uses
             if use.scale
         }

@@ -74,6 +74,12 @@ def test_round_trip(make: Callable[[], Record], tmp_path: Path) -> None:
     assert top == sorted(top)
 
 
+def test_a_manifest_from_before_there_were_residuals() -> None:
+    data = manifest().as_json()
+    del data["residual"]
+    assert Manifest.from_bytes(json.dumps(data).encode(), "old.json") == manifest()
+
+
 def broken(record: Record, how: str) -> bytes:
     data: dict[str, Any] = record.as_json()
     if how == "truncated":

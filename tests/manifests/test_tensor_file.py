@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from personality.manifests.errors import CorruptError, NotFoundError
+from personality.manifests.errors import CorruptError, IncompatibleError, NotFoundError
 from personality.manifests.tensor_file import (
     METADATA_KEY,
     TensorFile,
@@ -20,6 +20,7 @@ from personality.manifests.tensor_file import (
     TensorWriter,
     aligned_order,
     digest_file,
+    read_metadata,
 )
 
 # What torch holds; our names and torch's dtypes, kept apart from the program's own table on purpose.
@@ -203,7 +204,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "huge shape": ({"a": entry(shape=[2**62, 2**62])}, b"1234", "claims bytes 0-4"),
     "too short": ({"a": entry()}, b"123", "its header promises [0-9]+ bytes, the file has"),
     "too long": ({"a": entry()}, b"12345", "its header promises [0-9]+ bytes, the file has"),
-    "unknown dtype": ({"a": entry(dtype="F4")}, b"1234", "tensor `a` has the unknown dtype 'F4'"),
+    "unknown dtype": ({"a": entry(dtype="F5")}, b"1234", "tensor `a` has the unknown dtype 'F5'"),
     "dtype is a list": ({"a": entry(dtype=["F32"])}, b"1234", "unknown dtype"),
     "negative shape": ({"a": entry(shape=[-1])}, b"1234", r"tensor `a` has the shape \[-1\]"),
     "shape is a text": ({"a": entry(shape="1")}, b"1234", "tensor `a` has the shape '1'"),
@@ -291,3 +292,34 @@ def test_writing_through_a_mapped_tensor_cannot_reach_the_file(tmp_path: Path) -
     before = path.read_bytes()
     torch.frombuffer(TensorFile(path).bytes_of("a"), dtype=torch.uint8).zero_()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
+def test_numbers_of_fewer_than_eight_bits(tmp_path: Path, dtype: str) -> None:
+    """The file is whole, so "fetch it again" would be no way out."""
+    path = file_with(tmp_path / "packed.safetensors", {"a": entry(dtype=dtype)}, b"1234")
+    with pytest.raises(IncompatibleError, match=f"tensor `a` of .* is {dtype}: the model is quantized") as caught:
+        TensorFile(path)
+    assert "16-bit model" in caught.value.hint
+
+
+def test_metadata_alone(tmp_path: Path) -> None:
+    """The same as of the whole file, wherever in the header they are, also when the tensors are cut off."""
+    path = tmp_path / "first.safetensors"
+    with path.open("wb") as file:
+        writer = TensorWriter(file, [TensorSpec("a", "F32", (1,))], {"kind": "task"})
+        writer.write("a", bytes(4))
+        writer.finish()
+    assert read_metadata(path) == TensorFile(path).metadata == {"persona": '{"kind":"task"}'}
+    path.write_bytes(path.read_bytes()[:-2])
+    assert read_metadata(path) == {"persona": '{"kind":"task"}'}
+    last = file_with(tmp_path / "last.safetensors", {"a": entry(), "__metadata__": {"x": "y"}}, b"1234")
+    assert read_metadata(last) == {"x": "y"}
+    assert read_metadata(file_with(tmp_path / "none.safetensors", {"a": entry()}, b"1234")) == {}
+
+
+@pytest.mark.parametrize("case", ["not JSON", "not UTF-8", "metadata holds numbers", "metadata is a list", "too short"])
+def test_metadata_of_what_is_damaged(tmp_path: Path, case: str) -> None:
+    header, data, message = BROKEN[case]
+    with pytest.raises(CorruptError, match=message):
+        read_metadata(file_with(tmp_path / "broken.safetensors", header, data))

@@ -173,9 +173,6 @@ def refused(root: Path, base: Path, adapter: Path, error: type[PersonaError], me
 
 
 MORE_THAN_LORA: dict[str, tuple[dict[str, Any], str]] = {
-    "DoRA": ({"use_dora": True}, "has DoRA"),
-    "bias": ({"bias": "lora_only"}, "has trained biases"),
-    "saved modules": ({"modules_to_save": ["lm_head"]}, "has whole modules saved beside the factors"),
     "lora bias": ({"lora_bias": True}, "has biases in the factors"),
     "olora": ({"init_lora_weights": "olora"}, r"an initialization that changed the base's own weights \(olora\)"),
     "pissa": ({"init_lora_weights": "pissa"}, r"changed the base's own weights \(pissa\)"),

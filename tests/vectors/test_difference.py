@@ -92,6 +92,33 @@ def test_bfloat16_where_that_is_exact(base: Path, tuned: Path, tmp_path: Path) -
     assert specs[Q].dtype == "F32"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fine_tune_of_another_dtype(base: Path, tuned: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Scale 1 is the fine-tune rounded to the base's dtype; where float32 cannot hold the difference, up to its last
+    bit, which turns the rounding of fewer than one element in a thousand.
+    """
+
+    def widen(tensors: dict[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed(3)
+        for name, tensor in tensors.items():
+            noise = torch.randn(tensor.shape, generator=generator) * 1e-3
+            tensors[name] = (tensor.float() + noise).to(dtype)
+
+    edit(tuned, widen)
+    repository = Repository(tmp_path / "repository")
+    stored = store_difference(repository, Checkpoint(base), Checkpoint(tuned))
+    vector = open_task_vector(repository, stored.id, "b@1")
+    assert vector.specs[Q].dtype == "F32"
+    old, new = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+    turned = 0
+    for name, tensor in old.items():
+        change = vector.rows(name, 0, tensor.numel()).reshape(tensor.shape)
+        found, wanted = (tensor.float() + change).bfloat16(), new[name].bfloat16()
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=0)
+        turned += int((found != wanted).sum())
+    assert turned < sum(tensor.numel() for tensor in old.values()) / 1000
+
+
 def test_training_here_rounds_to_sixteen_bits(base: Path, tmp_path: Path) -> None:
     """What the master weights of a training in float32 moved, relative to a 16-bit base: 2⁻⁹ per element at most."""
     tuned = fine_tuned(base, tmp_path / "tuned")
@@ -163,6 +190,14 @@ def test_not_finite(base: Path, tuned: Path, tmp_path: Path, value: float) -> No
         str(tuned),
         hint="earlier checkpoint",
     )
+
+
+def test_infinite_values_that_nobody_changed(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """A mask of −∞ among a model's buffers is copied like any other tensor."""
+    for folder in (base, tuned):
+        edit(folder, lambda tensors: tensors.update({"model.mask": torch.full((2, 2), float("-inf"))}))
+    stored = store_difference(Repository(tmp_path / "r"), Checkpoint(base), Checkpoint(tuned))
+    assert "model.mask" not in stored.tensors
 
 
 def test_the_base_itself(base: Path, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_an_unknown_encoding(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     vector_id = store(repository, TENSORS, {"kind": "task", "encoding": "sketch"})
-    with pytest.raises(CorruptError, match="has the encoding 'sketch'; known here: delta, low-rank") as caught:
+    with pytest.raises(
+        CorruptError, match="has the encoding 'sketch'; known here: delta, exact, low-rank, sparse"
+    ) as caught:
         open_task_vector(repository, vector_id, "listening@1")
     assert "pip install" in caught.value.hint
