@@ -190,7 +190,9 @@ def test_ties_weighted_of_one_vector_is_its_direction(
     scales=st.lists(SCALES, min_size=3, max_size=3),
     composition=compositions(),
     block=st.sampled_from([1, 3, 8, 50, 71, 1 << 18]),
+    piece=st.sampled_from([1, 5, 64, 1 << 17]),
     threads=st.integers(1, 3),
+    fast=st.booleans(),
 )
 def test_blocks_threads_and_compiling_change_no_bit(
     workshop: Callable[..., Workshop],
@@ -199,7 +201,9 @@ def test_blocks_threads_and_compiling_change_no_bit(
     scales: list[float],
     composition: Composition,
     block: int,
+    piece: int,
     threads: int,
+    fast: bool,
 ) -> None:
     """Compiled kernels are stood in for here by the function itself, so that the way to them is taken; their own bits
     are compared in test_compiled.py.
@@ -208,12 +212,13 @@ def test_blocks_threads_and_compiling_change_no_bit(
     wanted = scene.compose(scales, composition)
     asked: list[Signature] = []
 
-    def stand_in(signature: Signature) -> Block:
+    def stand_in(signature: Signature) -> Block | None:
         asked.append(signature)
-        return uncompiled(signature)
+        return uncompiled(signature) if fast else None
 
     with monkeypatch.context() as patched:
         patched.setattr(engine_module, "BLOCK_ELEMENTS", block)
+        patched.setattr(engine_module, "_CACHED_ELEMENTS", piece)
         patched.setattr(engine_module, "compiled", stand_in)
         engine = Engine(threads=threads)
         with engine.running():
