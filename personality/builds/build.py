@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from personality import __version__
 from personality.baking.baked_weights import BakedWeights
 from personality.builds.built_steering import BuiltSteering, built_steering
 from personality.builds.new_folder import new_folder
@@ -52,6 +53,7 @@ class BuildRecord(Record):
         shard_bytes: greatest size of a weights file.
         files: SHA-256 by file name.
         steering: what became of steering vectors; None when the version has none.
+        program: the version of this program that wrote it.
     """
 
     noun: ClassVar[str] = "build record"
@@ -63,6 +65,7 @@ class BuildRecord(Record):
     shard_bytes: int
     files: dict[str, str]
     steering: BuiltSteering | None = None
+    program: str = ""
 
 
 def build_path(repository: Repository, version: Version, device: str = "cpu") -> Path:
@@ -127,7 +130,7 @@ def _most_alike(repository: Repository, composer: Composer, path: Path, shard_by
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)[-_LOOKED_AT:]:
         with contextlib.suppress(PersonaError):  # damaged, or of a version whose vectors are gone: no help
             record = BuildRecord.read(folder / BUILD_RECORD)
-            if record.version not in versions or record.environment != environment:
+            if record.version not in versions or (record.environment, record.program) != (environment, __version__):
                 continue
             theirs = composer_of(repository, versions[record.version].personality)
             if theirs.base.folder == composer.base.folder:
@@ -195,6 +198,7 @@ def write_build(
             shard_bytes=shard_bytes,
             files=digests,
             steering=built_steering(composer.steering, plan, steering_file),
+            program=__version__,
         )
         write_bytes(folder / BuildRecord.file_name, record.to_bytes())
         if finish:
