@@ -21,7 +21,7 @@ from personality.manifests.tensor_file import digest_file
 from personality.manifests.version import Version
 from personality.vectors.checkpoint import Checkpoint, listing
 from personality.vectors.dtypes import COMPOSABLE
-from personality.vectors.magnitudes import check_magnitudes
+from personality.vectors.kept_magnitudes import check_magnitudes
 from personality.vectors.steering.steering_file import open_steering
 from personality.vectors.task_vector import open_task_vector
 from personality.vectors.tensors import matrix_shape, row_blocks

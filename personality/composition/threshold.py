@@ -18,7 +18,9 @@ from torch import Tensor
 from personality.manifests.canonical import digest
 from personality.manifests.digest_cache import remembered
 from personality.manifests.tensor_file import TensorSpec
-from personality.vectors.magnitudes import Magnitudes, find_from_top, magnitude_bits, magnitudes_of
+from personality.vectors.kept_magnitudes import magnitudes_of
+from personality.vectors.magnitude_counter import magnitude_bits
+from personality.vectors.magnitudes import Magnitudes, find_from_top
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import row_blocks
 

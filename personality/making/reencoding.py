@@ -15,7 +15,7 @@ from personality.manifests.repository import Repository
 from personality.vectors.encoders import Limit, OnTensor
 from personality.vectors.encoding import Encoding, store_encoded
 from personality.vectors.fine_tune import FineTune
-from personality.vectors.magnitudes import count_magnitudes
+from personality.vectors.kept_magnitudes import count_magnitudes
 from personality.vectors.task_vector import TaskVector, open_task_vector
 from personality.versions.recipe import find_vector
 

@@ -8,8 +8,6 @@ counted by the upper 16 bits alone, 32768 bins; that says among which neighbors 
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from personality.manifests.atomic import writing
 from personality.manifests.canonical import digest_bytes
-from personality.manifests.errors import CorruptError, PersonaError
+from personality.manifests.errors import PersonaError
 from personality.manifests.tensor_file import TensorFile, TensorSpec, TensorWriter
-from personality.manifests.vector_store import FORMAT, MAGNITUDES_SUFFIX, read_header
-from personality.vectors.task_vector import TaskVector
-from personality.vectors.tensors import read_tensor, row_blocks, tensor_bytes
+from personality.manifests.vector_store import FORMAT, read_header
+from personality.vectors.tensors import read_tensor, tensor_bytes
 
 BINS = 1 << 15
-_LOWER = 0xFFFF
-_BLOCK_ELEMENTS = 1 << 18
-_WAITING_PATTERNS = 1 << 20
-_ELEMENTS_PER_PATTERN = 16
-"""A tensor with more patterns, besides bfloat16s, than one for so many elements is counted by upper bits alone."""
-_TRIED_ELEMENTS = 1 << 18
-"""So is one with more than half no bfloat16s among its first elements: a sign of float32 training."""
+LOWER_BITS = 0xFFFF
 
 Integers = NDArray[np.int64]
 
@@ -55,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class Counted:
     """One tensor's histogram: patterns in rising order, how many elements each has, whether they are exact."""
 
     patterns: Integers
@@ -70,7 +60,7 @@ class Magnitudes:
         counted: by name of the base tensor.
     """
 
-    def __init__(self, counted: Mapping[str, _Counted]) -> None:
+    def __init__(self, counted: Mapping[str, Counted]) -> None:
         self._counted = dict(counted)
 
     def kth_largest(self, names: Sequence[str], k: int) -> Place:
@@ -94,10 +84,10 @@ class Magnitudes:
         bin_, above = find_from_top(upper, k)
         if not all(item.exact for item in found):
             return Place(bin_ << 16, above, exact=False)
-        lower = np.zeros(_LOWER + 1, dtype=np.int64)
+        lower = np.zeros(LOWER_BITS + 1, dtype=np.int64)
         for item in found:
             first, last = np.searchsorted(item.patterns, [bin_ << 16, (bin_ + 1) << 16])
-            np.add.at(lower, item.patterns[first:last] & _LOWER, item.counts[first:last])
+            np.add.at(lower, item.patterns[first:last] & LOWER_BITS, item.counts[first:last])
         low, more = find_from_top(lower, k - above)
         return Place(bin_ << 16 | low, above + more, exact=True)
 
@@ -168,7 +158,7 @@ class Magnitudes:
         places = starts.tolist()  # copies from here on: a mapped file that is cut short ends the process
         return cls(
             {
-                name: _Counted(
+                name: Counted(
                     patterns[places[i] : places[i + 1]].astype(np.int64),
                     counts[places[i] : places[i + 1]].copy(),
                     bool(exact[i]),
@@ -194,88 +184,11 @@ def _is_whole(
         return False
     of_tensor = np.repeat(np.arange(tensors), np.diff(starts))
     same_tensor = np.diff(of_tensor) == 0
-    if (np.diff(patterns.astype(np.int64)) <= 0)[same_tensor].any() or (patterns[~exact[of_tensor]] & _LOWER).any():
+    if (np.diff(patterns.astype(np.int64)) <= 0)[same_tensor].any() or (patterns[~exact[of_tensor]] & LOWER_BITS).any():
         return False
     summed = np.zeros(tensors, dtype=np.int64)
     np.add.at(summed, of_tensor, counts)
     return summed.tolist() == elements
-
-
-class MagnitudeCounter:
-    """Counts a vector's magnitudes: one tensor after another, block by block."""
-
-    def __init__(self) -> None:
-        self._done: dict[str, _Counted] = {}
-        self._current = ""
-
-    def begin(self, name: str, elements: int) -> None:
-        """What is added from here on belongs to this tensor, in order; in how many blocks changes nothing.
-
-        Args:
-            name: of the base tensor.
-            elements: how many it has.
-        """
-        self._finish()
-        self._current = name
-        self._upper = np.zeros(BINS, dtype=np.int64)
-        self._most_patterns = max(_LOWER, elements // _ELEMENTS_PER_PATTERN)
-        self._most_tried = min(elements, _TRIED_ELEMENTS) // 2
-        self._to_try = _TRIED_ELEMENTS
-        self._exact = True
-        self._between: list[tuple[Integers, Integers]] = []
-        self._waiting = 0
-
-    def add(self, block: Tensor) -> None:
-        """Count a block, any float dtype and shape."""
-        upper, patterns = magnitude_bits(block)
-        self._upper += torch.bincount(upper, minlength=BINS).numpy()
-        if self._exact and patterns is not None:
-            self._add_between(patterns)
-
-    def _add_between(self, patterns: Tensor) -> None:
-        """Count those that are no bfloat16s, each by itself, unless there are too many."""
-        between = (patterns & _LOWER) != 0
-        tried = between[: self._to_try]
-        self._to_try -= len(tried)
-        self._most_tried -= int(tried.sum())
-        self._exact = self._most_tried >= 0
-        found = patterns[between].numpy() if self._exact else np.zeros(0, dtype=np.int32)
-        if not len(found):
-            return
-        self._between.append(np.unique(found, return_counts=True))
-        self._waiting += len(self._between[-1][0])
-        if self._waiting > _WAITING_PATTERNS:
-            self._between = [_merged(self._between)]
-            self._waiting = 0
-            self._exact = len(self._between[0][0]) <= self._most_patterns
-
-    def result(self) -> Magnitudes:
-        """What was counted."""
-        self._finish()
-        return Magnitudes(self._done)
-
-    def _finish(self) -> None:
-        if not self._current:
-            return
-        more, counts = _merged(self._between)
-        exact = self._exact and len(more) <= self._most_patterns
-        upper = self._upper
-        if exact:
-            upper = upper.copy()
-            np.subtract.at(upper, more >> 16, counts)
-        bins = np.flatnonzero(upper)
-        patterns, counts = _merged([(bins << 16, upper[bins]), *([(more, counts)] * exact)])
-        self._done[self._current] = _Counted(patterns, counts, exact)
-
-
-def _merged(histograms: Sequence[tuple[Integers, Integers]]) -> tuple[Integers, Integers]:
-    """Histograms, patterns and counts, as one."""
-    nothing = np.zeros(0, dtype=np.int64)
-    every = np.concatenate([nothing, *(patterns for patterns, _ in histograms)])
-    patterns, places = np.unique(every, return_inverse=True)
-    counts = np.zeros(len(patterns), dtype=np.int64)
-    np.add.at(counts, places, np.concatenate([nothing, *(counts for _, counts in histograms)]))
-    return patterns, counts
 
 
 def find_from_top(counts: Integers, k: int) -> tuple[int, int]:
@@ -289,53 +202,3 @@ def find_from_top(counts: Integers, k: int) -> tuple[int, int]:
     if place == len(counts):
         raise ValueError(f"there are only {int(from_top[-1]) if len(from_top) else 0} elements, not {k}")
     return len(counts) - 1 - place, int(from_top[place] - counts[len(counts) - 1 - place])
-
-
-def magnitude_bits(block: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The upper 16 bits of each float32 magnitude as integers, flat, and all 32; None where the lower are all zero."""
-    flat = block.detach().reshape(-1)
-    if flat.dtype == torch.bfloat16:
-        return flat.view(torch.int16) & 0x7FFF, None
-    bits = flat.float().view(torch.int32) & 0x7FFFFFFF
-    return bits >> 16, bits
-
-
-def magnitudes_of(vector: TaskVector) -> Magnitudes:
-    """A stored vector's magnitudes: those kept beside it, or else counted now, and kept where that is possible."""
-    path = vector.path.with_suffix(MAGNITUDES_SUFFIX)
-    found = Magnitudes.load(path, _elements(vector))
-    if found is None:
-        found = count_magnitudes(vector)
-        keep_magnitudes(vector, found)
-    return found
-
-
-def keep_magnitudes(vector: TaskVector, magnitudes: Magnitudes) -> None:
-    """Keep a vector's magnitudes beside it, where that is possible: without them they are counted again."""
-    with contextlib.suppress(PersonaError):
-        magnitudes.save(vector.path.with_suffix(MAGNITUDES_SUFFIX))
-
-
-def check_magnitudes(vector: TaskVector, label: str) -> None:
-    """Count again, and compare with what is kept beside a vector.
-
-    Raises:
-        CorruptError: when that says something else.
-    """
-    path = vector.path.with_suffix(MAGNITUDES_SUFFIX)
-    if path.exists() and Magnitudes.load(path, _elements(vector)) != count_magnitudes(vector):
-        raise CorruptError(f"{path} is not the histogram of `{label}`", "remove that file: it is counted again")
-
-
-def count_magnitudes(vector: TaskVector) -> Magnitudes:
-    """Read a whole vector and count."""
-    counter = MagnitudeCounter()
-    for name, shape in vector.shapes.items():
-        counter.begin(name, math.prod(shape))
-        for start, stop in row_blocks(TensorSpec(name, "F32", shape), _BLOCK_ELEMENTS):
-            counter.add(vector.rows(name, start, stop))
-    return counter.result()
-
-
-def _elements(vector: TaskVector) -> dict[str, int]:
-    return {name: math.prod(shape) for name, shape in vector.shapes.items()}

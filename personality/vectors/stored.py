@@ -8,7 +8,8 @@ from typing import Literal
 
 from personality.manifests.manifest import Residual, Rounding
 from personality.vectors.checkpoint import Checkpoint
-from personality.vectors.magnitudes import MagnitudeCounter, keep_magnitudes
+from personality.vectors.kept_magnitudes import keep_magnitudes
+from personality.vectors.magnitude_counter import MagnitudeCounter
 from personality.vectors.meter import UpdateMeter
 from personality.vectors.task_vector import TaskVector
 from personality.vectors.tensors import matrix_shape, row_blocks

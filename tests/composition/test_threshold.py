@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personality.composition.threshold import kth_in_bin, magnitude
-from personality.vectors.magnitudes import MagnitudeCounter
+from personality.vectors.magnitude_counter import MagnitudeCounter
 
 
 def kth_largest_magnitude(blocks: Callable[[], list[Tensor]], k: int) -> float:

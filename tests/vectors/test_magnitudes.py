@@ -21,16 +21,10 @@ from personality.manifests.errors import CorruptError
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
 from personality.manifests.vector_store import MAGNITUDES_SUFFIX
-from personality.vectors import magnitudes as module
-from personality.vectors.magnitudes import (
-    MagnitudeCounter,
-    Magnitudes,
-    _Counted,
-    check_magnitudes,
-    count_magnitudes,
-    keep_magnitudes,
-    magnitudes_of,
-)
+from personality.vectors import magnitude_counter
+from personality.vectors.kept_magnitudes import check_magnitudes, count_magnitudes, keep_magnitudes, magnitudes_of
+from personality.vectors.magnitude_counter import MagnitudeCounter
+from personality.vectors.magnitudes import Counted, Magnitudes, _is_whole
 from personality.vectors.task_vector import TaskVector, open_task_vector
 from tests.composition.conftest import Workshop, random_tensor, same_bits, workshop  # noqa: F401 - a fixture
 from tests.conftest import fine_tuned
@@ -111,8 +105,8 @@ def test_blocks_change_nothing(share: float, monkeypatch: pytest.MonkeyPatch) ->
 
     Numbers that are no bfloat16s, few or many, lie together at the beginning, in the middle or at the end.
     """
-    monkeypatch.setattr(module, "_TRIED_ELEMENTS", 1000)
-    monkeypatch.setattr(module, "_WAITING_PATTERNS", 300)
+    monkeypatch.setattr(magnitude_counter, "_TRIED_ELEMENTS", 1000)
+    monkeypatch.setattr(magnitude_counter, "_WAITING_PATTERNS", 300)
     many, few = random_tensor((4000,), 2), torch.full((4000,), 0.1)
     for source in (many, few):
         for first in (0, 300, 4000 - int(share * 4000)):
@@ -124,8 +118,7 @@ def test_blocks_change_nothing(share: float, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_as_many_patterns_as_are_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a limit the upper bits alone are counted, and what waits is bounded on the way."""
-    monkeypatch.setattr(module, "_LOWER", 0xFFFF)
-    monkeypatch.setattr(module, "_WAITING_PATTERNS", 5000)
+    monkeypatch.setattr(magnitude_counter, "_WAITING_PATTERNS", 5000)
     tensor = torch.arange(1, 400_001, dtype=torch.int32).mul(3).add(0x3F800000).view(torch.float32)
     mixed = torch.ones(900_000)
     mixed[450_000:850_000] = tensor
@@ -235,8 +228,8 @@ def test_the_file_of_another_vector_is_not_used(shop: Workshop) -> None:
     assert magnitudes_of(first) == wanted
 
 
-def one(patterns: list[int], counts: list[int], exact: bool) -> _Counted:
-    return _Counted(np.array(patterns, dtype=np.int64), np.array(counts, dtype=np.int64), exact)
+def one(patterns: list[int], counts: list[int], exact: bool) -> Counted:
+    return Counted(np.array(patterns, dtype=np.int64), np.array(counts, dtype=np.int64), exact)
 
 
 ONE, TWO = 0x3F800000, 0x40000000
@@ -270,8 +263,8 @@ def test_impossible_histograms_are_not_used(workshop: Callable[..., Workshop], w
 def test_arrays_cut_in_other_places_are_not_used(starts: list[int]) -> None:
     counts, exact = np.array([4, 4]), np.array([True, True])
     patterns = np.array([ONE, TWO], dtype=np.int32)
-    assert module._is_whole(counts, np.array([0, 1, 2]), patterns, exact, [4, 4])
-    assert not module._is_whole(counts, np.array(starts), patterns, exact, [4, 4])
+    assert _is_whole(counts, np.array([0, 1, 2]), patterns, exact, [4, 4])
+    assert not _is_whole(counts, np.array(starts), patterns, exact, [4, 4])
 
 
 def test_what_has_the_file_s_name_and_is_none(shop: Workshop) -> None:
@@ -289,7 +282,7 @@ def test_verify_finds_a_histogram_that_could_be_and_is_not(shop: Workshop) -> No
     counts = entry.counts.copy()
     place = int(np.flatnonzero(counts[:-1] > 1)[0])
     counts[place : place + 2] += [-1, 1]
-    Magnitudes({**right._counted, name: _Counted(entry.patterns, counts, entry.exact)}).save(kept_beside(vector))
+    Magnitudes({**right._counted, name: Counted(entry.patterns, counts, entry.exact)}).save(kept_beside(vector))
     with pytest.raises(CorruptError, match="is not the histogram of `kind@1`") as caught:
         check_magnitudes(vector, "kind@1")
     assert "remove that file" in caught.value.hint
@@ -341,7 +334,7 @@ def test_verify_and_gc_by_command(
     vector = open_task_vector(repository, manifest.id, "kind@1")
     right = magnitudes_of(vector)
     name, entry = next((name, entry) for name, entry in right._counted.items() if len(entry.counts) > 2)
-    Magnitudes({**right._counted, name: _Counted(entry.patterns, entry.counts[::-1].copy(), entry.exact)}).save(path)
+    Magnitudes({**right._counted, name: Counted(entry.patterns, entry.counts[::-1].copy(), entry.exact)}).save(path)
     code, out, err = persona("verify", cwd=root)
     assert code == 3
     assert "is not the histogram of `kind@1`" in out + err
