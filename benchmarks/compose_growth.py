@@ -7,6 +7,7 @@ process of its own on the same files, all of them in the system's cache; times a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -205,15 +206,16 @@ def _rebuild(root: Path, hidden: int, rounds: int) -> None:
         changes.add(repository, VectorLabel(f"b{seed}"), 0.5)
     size = sum(path.stat().st_size for path in (root / "base").glob("*.safetensors"))
     rows = []
+    scales = itertools.count(start=0.2, step=0.01)  # none comes twice: what is built already would be taken whole
     for method in ("linear", "ties"):
         changes.compose_by(repository, Composition(method=method))
         for shard in (size, size // 16):
             seconds: dict[str, list[list[float]]] = {"whole": [], "taken": []}
             build = [sys.executable, "-c", _BUILD, str(repository.root)]
-            run([*build, changes.rescale(repository, "b3", 0.1).version.id, "whole", str(shard)])
-            for turn in range(rounds):
-                for kind, scale in (("taken", 0.2 + turn), ("whole", 0.3 + turn)):
-                    version = changes.rescale(repository, "b3", scale).version
+            run([*build, changes.rescale(repository, "b3", next(scales)).version.id, "whole", str(shard)])
+            for _ in range(rounds):
+                for kind in ("taken", "whole"):
+                    version = changes.rescale(repository, "b3", next(scales)).version
                     seconds[kind].append(json.loads(run([*build, version.id, kind, str(shard)]).output))
             whole, taken = (median([item[0] for item in seconds[kind]]) for kind in ("whole", "taken"))
             share = median([item[1] for item in seconds["taken"]]) / size
