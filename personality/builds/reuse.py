@@ -45,7 +45,7 @@ class OtherBuild:
         self._digests = digests
         self._cache = cache
         touched = {*theirs.touched, *ours.touched}
-        # What neither touches is as quickly copied from the base; it only counts for whole shards.
+        # Single tensors that neither touches are as quickly copied from the base.
         self._copied = {name for name in touched if theirs.recipe_of(name) == ours.recipe_of(name)}
         self._same = self._copied | (ours.specs.keys() - touched)
         self._trusted: dict[Path, bool] = {}
@@ -69,7 +69,7 @@ class OtherBuild:
         Raises:
             PersonaError: when the disk is full.
         """
-        if not all(spec.name in self._same for spec in specs) or not any(spec.name in self._copied for spec in specs):
+        if not all(spec.name in self._same for spec in specs):
             return None
         source = self._checkpoint.file_of(specs[0].name)
         if source.path.name != target.name or list(source.specs.values()) != list(specs) or not self._is_whole(source):

@@ -11,7 +11,7 @@ from personality.manifests.names import VectorLabel
 from personality.manifests.personality_record import Composition
 from personality.manifests.repository import Repository
 from personality.manifests.version import Version
-from personality.versions.changes import add, compose_by, rescale
+from personality.versions.changes import add, compose_by, remove, rescale
 from tests.conftest import fine_tuned, run_persona
 
 SHARD_BYTES = 15_000
@@ -87,6 +87,18 @@ def test_a_change_of_the_method_takes_nothing(repository: Repository) -> None:
     build(repository, second, shard_bytes=SHARD_BYTES)
     third = compose_by(repository, Composition(method="linear")).version
     assert build(repository, third, shard_bytes=SHARD_BYTES).taken_bytes == 0
+
+
+def test_shards_that_no_behavior_touches_are_shared(repository: Repository) -> None:
+    remove(repository, "polite")
+    first, second, untouched = rescaled(repository)
+    built = build(repository, second, shard_bytes=SHARD_BYTES)
+    shared = [
+        path for path in built.path.glob("*.safetensors") if path.samefile(build_path(repository, first) / path.name)
+    ]
+    assert shared
+    assert 0 < built.taken_bytes < untouched  # tensors beside others that change come from the base
+    assert shards(built.path) == from_scratch(repository, second)
 
 
 def test_a_damaged_build_is_no_source(repository: Repository) -> None:
