@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personality.vectors.magnitudes import BINS, LOWER_BITS, Counted, Integers, Magnitudes
 
-_WAITING_PATTERNS = 1 << 20
+_WAITING_PATTERNS = 1 << 18
 _ELEMENTS_PER_PATTERN = 16
 """A tensor with more patterns, besides bfloat16s, than one for so many elements is counted by upper bits alone."""
 _TRIED_ELEMENTS = 1 << 18

@@ -109,13 +109,13 @@ def test_a_killed_writer_leaves_nothing_behind(base: Path) -> None:
         assert _holds_shared_weights(reader)
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        for _ in range(200):
+        for _ in range(600):
             if not _holds_shared_weights(reader):
                 break
             time.sleep(0.05)
         else:
             os.kill(reader, signal.SIGKILL)
-            raise AssertionError("the reader outlived its writer by ten seconds")
+            raise AssertionError("the reader outlived its writer by half a minute")
     assert set(Path("/dev/shm").iterdir()) <= before
 
 

@@ -183,8 +183,8 @@ def test_a_full_disk_while_compressing(made: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda encoding: encoding.name)
 def test_reading_rows_takes_a_few_chunks(encoding: Encoding, tmp_path: Path) -> None:
-    """Of a tensor of 16 MiB, 100 rows; what numpy allocates is traced, and what is returned are 0.8 MB of torch's."""
-    shape = (2048, 2048)
+    """Of a tensor of 32 MiB, 100 rows; what numpy allocates is traced, and what is returned are 0.8 MB of torch's."""
+    shape = (4096, 2048)
     base = checkpoint(tmp_path / "base", {"w": random_tensor(shape, 1)})
     tuned = checkpoint(tmp_path / "tuned", {"w": random_tensor(shape, 1) + random_tensor(shape, 2, 1e-4)})
     repository = Repository(tmp_path)
@@ -195,5 +195,5 @@ def test_reading_rows_takes_a_few_chunks(encoding: Encoding, tmp_path: Path) -> 
     vector.rows("w", 1000, 1100)
     read_ = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert stored < 12_000_000
+    assert stored < 20_000_000
     assert read_ < 5_000_000
