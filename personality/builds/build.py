@@ -135,8 +135,7 @@ def _most_alike(repository: Repository, composer: Composer, path: Path, shard_by
             theirs = composer_of(repository, versions[record.version].personality)
             if theirs.base.folder == composer.base.folder:
                 other = OtherBuild(folder, record.files, repository.cache, theirs, composer)
-                common = sum(composer.specs[name].nbytes for name in other.tensors)
-                found.append((common, record.shard_bytes == shard_bytes, other))
+                found.append((other.common_bytes, record.shard_bytes == shard_bytes, other))
     return max(found, key=lambda entry: entry[:2], default=(0, False, None))[2]
 
 

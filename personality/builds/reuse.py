@@ -34,6 +34,7 @@ class OtherBuild:
         ours: composes what is to be written.
 
     Attributes:
+        common_bytes: size of the composed tensors that are the same in both.
         taken_bytes: how much was taken from it.
 
     Raises:
@@ -49,12 +50,8 @@ class OtherBuild:
         self._copied = {name for name in touched if theirs.recipe_of(name) == ours.recipe_of(name)}
         self._same = self._copied | (ours.specs.keys() - touched)
         self._trusted: dict[Path, bool] = {}
+        self.common_bytes = sum(ours.specs[name].nbytes for name in self._copied)
         self.taken_bytes = 0
-
-    @property
-    def tensors(self) -> list[str]:
-        """Composed tensors that are the same in both."""
-        return sorted(self._copied)
 
     def take_shard(self, target: Path, specs: Sequence[TensorSpec]) -> str | None:
         """Put a whole shard in place when the other build has just that one: as a link, or else as a copy.

@@ -37,12 +37,13 @@ from personality.vectors.tensors import matrix_shape, row_blocks, tensor_bytes
 
 @dataclass
 class _Source:
-    """One use with its vector, the base tensors it touches, and where it is trimmed."""
+    """One use with its vector, the base tensors it touches, where it is trimmed, and what says all of the use."""
 
     use: Use
     vector: TaskVector
     names: list[str]
     thresholds: Thresholds
+    recipe: str
 
 
 class Composer:
@@ -78,6 +79,7 @@ class Composer:
         self.base = base
         self.engine = engine or Engine()
         self.composition: Composition = personality.composition
+        self._composition_digest = digest(self.composition.effective())
         self.steering = steering
         steered = {item.label for item in steering}
         active = [use for use in personality.uses if use.scale != 0 and use.label not in steered]
@@ -86,7 +88,7 @@ class Composer:
         for use in sorted(active, key=lambda use: use.vector):
             vector = vectors[use.vector]
             names = self._account(use, vector)
-            self._sources.append(_Source(use, vector, names, Thresholds(vector, names, cache)))
+            self._sources.append(_Source(use, vector, names, Thresholds(vector, names, cache), use.model_dump_json()))
         self._touching: dict[str, list[_Source]] = {}
         for source in self._sources:
             for name in source.names:
@@ -189,8 +191,8 @@ class Composer:
 
     def recipe_of(self, name: str) -> tuple[Any, ...]:
         """All that a tensor's bits depend on besides the base: equal recipes of two composers mean equal bits."""
-        acting = tuple(source.use.model_dump_json() for source in self._touching.get(name, []))
-        return (digest(self.composition.effective()), *acting) if acting else ()
+        acting = tuple(source.recipe for source in self._touching.get(name, []))
+        return (self._composition_digest, *acting) if acting else ()
 
     def delta(self, name: str) -> Tensor:
         """Δ of one tensor before rounding, compute dtype, the base's shape; zeros where nothing touches it."""
