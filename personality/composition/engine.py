@@ -50,6 +50,7 @@ class Engine:
         self.threads = threads or max(1, cores() // 2)
         self._compiling = compiling and self.device.type == "cpu"
         self._kernels: dict[Signature, _Kernel] = {}
+        self._helpers: list[ThreadPoolExecutor] = []
         self._numbers: tuple[tuple[object, ...], list[Tensor]] | None = None
 
     @property
@@ -69,16 +70,17 @@ class Engine:
             yield waiting.result()
 
     def at_once(self, tasks: Sequence[Callable[[], Made]]) -> list[Made]:
-        """Results of tasks, by as many threads as there are cores."""
-        return [future.result() for future in [self._helpers.submit(task) for task in tasks]]
+        """Results of tasks, each by a thread of its own: the n-th task always by the same one, which remembers what it
+        decoded last.
+        """
+        while len(self._helpers) < len(tasks):
+            self._helpers.append(ThreadPoolExecutor(1, "decode", _single_threaded))
+        futures = [helper.submit(task) for helper, task in zip(self._helpers, tasks, strict=False)]
+        return [future.result() for future in futures]
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "ahead", _single_threaded)
-
-    @functools.cached_property
-    def _helpers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(cores(), "decode", _single_threaded)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
